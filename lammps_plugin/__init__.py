@@ -1,0 +1,1 @@
+"""LAMMPS: the loadable plugin and its own ML-IAP coupling."""

@@ -1,0 +1,1 @@
+"""Interaction backbones: one file each, listed in :mod:`triforces_deploy.backbones.table`."""

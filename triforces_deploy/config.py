@@ -1,0 +1,156 @@
+"""Frozen dataclasses for what a user writes, and the one strict reader that builds them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from ase.data import atomic_numbers
+
+from triforces_deploy.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompositionConfig:
+    """Sizes of the composition stream: a transformer over the elements of a structure, weighted by their counts."""
+
+    width: int = 256
+    heads: int = 8
+    layers: int = 4
+    hidden: int = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class StructureConfig:
+    """Sizes of the structure stream: power spectrum of the neighbour density, then invariant message passing."""
+
+    width: int = 256
+    hidden: int = 1024
+    n_radial: int = 8
+    n_channels: int = 8
+    l_max: int = 4
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0)
+    """Envelope radii as fractions of the cutoff; the last must be 1."""
+    layers: int = 2
+    """Message-passing layers; each costs one exchange."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """The interaction backbone: a name of backbones/table.py and the options of its own ``Config``."""
+
+    name: str = "orb_v3"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that fixes the shape of a model. ``composition`` or ``structure`` set to null leaves the stream out."""
+
+    elements: tuple[str, ...] = ()
+    """Chemical symbols the model may see; any other is refused."""
+    cutoff: float = 6.0
+    """Å. Shared by every stream."""
+    backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
+    composition: CompositionConfig | None = dataclasses.field(default_factory=CompositionConfig)
+    structure: StructureConfig | None = dataclasses.field(default_factory=StructureConfig)
+    head_hidden: tuple[int, ...] = (128, 128)
+    zbl: bool = False
+    """Add Ziegler-Biersack-Littmark repulsion at short range."""
+
+    def numbers(self) -> list[int]:
+        """Atomic numbers of ``elements``; UserError for an unknown symbol."""
+        for symbol in self.elements:
+            if atomic_numbers.get(symbol, 0) == 0:
+                raise UserError(f"elements: '{symbol}' is no chemical symbol{_suggest(symbol, atomic_numbers)}")
+        return [atomic_numbers[s] for s in self.elements]
+
+
+def read(cls: type[T], data: object, where: str) -> T:
+    """Build a dataclass from what YAML or JSON gave, refusing whatever does not fit.
+
+    Args:
+        cls: a dataclass; its fields may be dataclasses, tuples, optional or plain types.
+        data: the mapping.
+        where: how messages name the place, e.g. ``recipe.yaml: model``.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one), a missing key, or a value of the wrong type.
+    """
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where}: expected a mapping of keys, got {_kind(data)}")
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+    for key in data:
+        if key not in fields:
+            raise UserError(f"{where}: unknown key '{key}'{_suggest(str(key), fields)}")
+    hints = typing.get_type_hints(cls)
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            raise UserError(f"{where}: missing key '{name}'")
+    return cls(**{str(k): _convert(hints[str(k)], v, f"{where}.{k}") for k, v in data.items()})
+
+
+def as_dict(config: object) -> dict[str, Any]:
+    """The plain mapping that :func:`read` turns back into the same dataclass; tuples become lists."""
+    plain: dict[str, Any] = dataclasses.asdict(typing.cast(Any, config), dict_factory=lambda kv: {k: _plain(v) for k, v in kv})
+    return plain
+
+
+def _plain(value: object) -> object:
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _convert(hint: Any, value: object, where: str) -> Any:
+    """Check ``value`` against a type hint and turn lists into tuples and mappings into dataclasses."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = [a for a in typing.get_args(hint) if a is not type(None)]
+        if value is None and len(options) < len(typing.get_args(hint)):
+            return None
+        return _convert(options[0], value, where)
+    if dataclasses.is_dataclass(hint):
+        return read(typing.cast(type, hint), value, where)
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            allowed = ", ".join(map(str, typing.get_args(hint)))
+            raise UserError(f"{where}: expected one of {allowed}; got {value!r}{_suggest(str(value), typing.get_args(hint))}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UserError(f"{where}: expected a list, got {_kind(value)}")
+        return tuple(_convert(typing.get_args(hint)[0], v, f"{where}[{k}]") for k, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}: expected a mapping, got {_kind(value)}")
+        return dict(value)
+    return _plain_type(hint, value, where)
+
+
+def _plain_type(hint: type, value: object, where: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{where}: expected {hint.__name__}, got {_kind(value)} {value!r}")
+    return value
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else type(value).__name__
+
+
+def _suggest(word: str, known: typing.Iterable[object]) -> str:
+    names = [str(k) for k in known]
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}" if len(names) < 30 else ""

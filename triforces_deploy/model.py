@@ -1,0 +1,97 @@
+"""The model: three streams, their concatenation, and an energy that is a sum over atoms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from triforces_deploy.backbones.base import Backbone
+from triforces_deploy.backbones.table import BACKBONES, backbone_class
+from triforces_deploy.config import ModelConfig, read
+from triforces_deploy.errors import UserError
+from triforces_deploy.graph import N_NUMBERS, Graph
+from triforces_deploy.heads import EnergyHead
+from triforces_deploy.nn.zbl import ZBL
+from triforces_deploy.potential import Facts
+from triforces_deploy.streams.composition import CompositionStream
+from triforces_deploy.streams.structure import StructureStream
+
+STREAMS = ("composition", "structure", "interaction")
+"""The order in which features are concatenated."""
+
+
+class Model(nn.Module):
+    """TriForces: h_i = [h_i^composition ‖ h_i^structure ‖ h_i^interaction],  E = Σ_i (s·ε(h_i) + E0[Z_i]).
+
+    Energies are in eV. The network computes in the type of its parameters; references, scale and the sum are float64.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        numbers = config.numbers()
+        if not numbers:
+            raise UserError("model.elements is empty; name the chemical elements, e.g. [Si, Ge]")
+        if len(set(numbers)) != len(numbers):
+            raise UserError(f"model.elements names an element twice: {', '.join(config.elements)}")
+        if config.cutoff <= 0:
+            raise UserError(f"model.cutoff must be positive, got {config.cutoff}")
+        self.interaction = _build_backbone(config)
+        self.composition = CompositionStream(config.composition, numbers) if config.composition else None
+        self.structure = StructureStream(config.structure, config.cutoff) if config.structure else None
+        width = self.interaction.width
+        width += self.composition.width if self.composition is not None else 0
+        width += self.structure.width if self.structure is not None else 0
+        self.head = EnergyHead(width, config.head_hidden)
+        self.zbl = ZBL() if config.zbl else None
+        self.register_buffer("references", torch.zeros(N_NUMBERS, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+
+    references: Tensor
+    """(119,) float64, eV. Energy of an atom of each element before the network's own."""
+    scale: Tensor
+    """() float64, eV. What one unit of the network's output means."""
+
+    def embeddings(self, graph: Graph) -> dict[str, Tensor]:
+        """Features of each stream by name, (N, width of the stream); a stream that is left out is absent."""
+        streams = {"composition": self.composition, "structure": self.structure, "interaction": self.interaction}
+        return {name: streams[name](graph) for name in STREAMS if streams[name] is not None}
+
+    def forward(self, graph: Graph) -> Tensor:
+        """Energies of the atoms, (N,) float64, eV."""
+        features = torch.cat(list(self.embeddings(graph).values()), dim=1)
+        energies = self.scale * self.head(features).to(torch.float64) + self.references[graph.numbers]
+        return energies if self.zbl is None else energies + self.zbl(graph)
+
+    def set_network_dtype(self, dtype: torch.dtype) -> None:
+        """Give the network a precision, in place; references and scale stay float64."""
+        references, scale = self.references, self.scale
+        self.to(dtype)
+        self.references, self.scale = references, scale
+
+    def facts(self) -> Facts:
+        """What a host must know; composition is 'live' where there is a composition stream."""
+        structure = self.config.structure
+        layers = structure.layers if structure is not None else 0
+        # The density is one hop, each message-passing layer another.
+        reach = (layers + 1) * self.config.cutoff if structure is not None else 0.0
+        return Facts(
+            elements=self.config.elements,
+            cutoff=self.config.cutoff,
+            n_exchanges=self.interaction.n_exchanges + layers,
+            receptive_field=max(reach, self.interaction.receptive_field),
+            bidirectional=self.interaction.bidirectional,
+            smooth=self.interaction.smooth,
+            conservative=self.interaction.conservative,
+            separable=self.interaction.separable,
+            dtype=str(self.head.dtype).removeprefix("torch."),
+            composition="none" if self.composition is None else "live",
+        )
+
+
+def _build_backbone(config: ModelConfig) -> Backbone:
+    name = config.backbone.name
+    if name not in BACKBONES:
+        raise UserError(f"model.backbone.name: unknown backbone '{name}'; known: {', '.join(BACKBONES)}")
+    cls = backbone_class(name)
+    return cls(read(cls.Config, config.backbone.options, "model.backbone.options"), config.cutoff)

@@ -1,0 +1,89 @@
+"""Structures to graphs. The neighbour list is vesin's; there is no other."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from ase import Atoms
+from numpy.typing import NDArray
+from vesin import NeighborList
+
+from triforces_deploy.errors import UserError
+from triforces_deploy.graph import Graph, count_elements
+
+OVERLAP = 0.1
+"""Å. Atoms closer than this are a mistake in the input, not physics."""
+
+
+def graph_from_atoms(atoms: Atoms, cutoff: float) -> Graph:
+    """The graph of one structure; edges sorted by centre.
+
+    Args:
+        atoms: any periodicity, any cell, smaller than the cutoff too.
+        cutoff: Å.
+
+    Raises:
+        UserError: positions or cell that are not finite, a periodic direction without a cell vector, overlapping atoms.
+    """
+    check_geometry(atoms)
+    i, j, vector = _pairs(atoms, cutoff)
+    check_overlap(i, j, vector)
+    order = np.argsort(i, kind="stable")
+    numbers = torch.from_numpy(atoms.numbers.astype(np.int64))
+    batch = torch.zeros(len(atoms), dtype=torch.int64)
+    return Graph(
+        numbers=numbers,
+        edge_index=torch.from_numpy(np.stack([j[order], i[order]]).astype(np.int64)),
+        edge_vector=torch.from_numpy(np.ascontiguousarray(vector[order])),
+        batch=batch,
+        owned=torch.ones(len(atoms), dtype=torch.bool),
+        composition=count_elements(numbers, batch, 1),
+        cell=torch.from_numpy(_volume_cell(atoms))[None],
+    )
+
+
+def check_geometry(atoms: Atoms) -> None:
+    """Refuse what no neighbour list can answer; UserError."""
+    if not np.isfinite(atoms.positions).all() or not np.isfinite(atoms.cell.array).all():
+        raise UserError("positions or cell hold NaN or infinity; expected finite numbers in Å")
+    for axis, periodic in enumerate(atoms.pbc):
+        if periodic and np.linalg.norm(atoms.cell.array[axis]) < 1e-6:
+            raise UserError(f"periodic along axis {axis} but cell vector {axis} is zero; give a cell or set pbc to False there")
+    periodic_cell = atoms.cell.array[atoms.pbc]
+    if len(periodic_cell) and np.linalg.matrix_rank(periodic_cell, tol=1e-6) < len(periodic_cell):
+        raise UserError("the periodic cell vectors are linearly dependent; expected a cell with a volume")
+
+
+def check_overlap(i: NDArray[np.int64], j: NDArray[np.int64], vector: NDArray[np.float64]) -> None:
+    """Refuse atoms that sit on top of each other; UserError names the pair."""
+    if len(vector) == 0:
+        return
+    distance2 = np.einsum("ek,ek->e", vector, vector)
+    worst = int(distance2.argmin())
+    if distance2[worst] < OVERLAP**2:
+        raise UserError(f"atoms {i[worst]} and {j[worst]} are {distance2[worst] ** 0.5:.3g} Å apart; remove one of them")
+
+
+def _pairs(atoms: Atoms, cutoff: float) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Directed pairs closer than the cutoff: centre i (E,), neighbour j (E,), x_j − x_i (E, 3)."""
+    if len(atoms) == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3))
+    i, j, shift = NeighborList(cutoff=cutoff, full_list=True).compute(
+        points=atoms.positions, box=_complete_cell(atoms), periodic=atoms.pbc, quantities="ijS"
+    )
+    i, j = i.astype(np.int64), j.astype(np.int64)
+    # Formed from positions so that the vectors carry no rounding of vesin's own wrapping.
+    vector = atoms.positions[j] - atoms.positions[i] + shift @ _complete_cell(atoms)
+    return i, j, vector
+
+
+def _complete_cell(atoms: Atoms) -> NDArray[np.float64]:
+    """The cell with its missing vectors filled in, which vesin needs to be invertible."""
+    return cast(NDArray[np.float64], atoms.cell.complete().array)
+
+
+def _volume_cell(atoms: Atoms) -> NDArray[np.float64]:
+    """The cell where it bounds a volume; ASE gives a stress only then."""
+    return atoms.cell.array.astype(np.float64) if atoms.cell.rank == 3 else np.zeros((3, 3))

@@ -1,0 +1,17 @@
+"""Plain multilayer perceptrons with the one activation that is smooth enough for molecular dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers of the given widths with SiLU between them and none after the last."""
+    layers: list[nn.Module] = []
+    for k, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        if k:
+            layers.append(nn.SiLU())
+        layers.append(nn.Linear(n_in, n_out))
+    return nn.Sequential(*layers)
