@@ -87,3 +87,47 @@ def _complete_cell(atoms: Atoms) -> NDArray[np.float64]:
 def _volume_cell(atoms: Atoms) -> NDArray[np.float64]:
     """The cell where it bounds a volume; ASE gives a stress only then."""
     return atoms.cell.array.astype(np.float64) if atoms.cell.rank == 3 else np.zeros((3, 3))
+
+
+class CachedNeighbours:
+    """Graphs of one system that moves: the list is made for cutoff + skin and used until an atom has moved skin/2.
+
+    Args:
+        cutoff: Å.
+        skin: Å; 0 makes a list at every call.
+    """
+
+    def __init__(self, cutoff: float, skin: float) -> None:
+        self.cutoff, self.skin = cutoff, skin
+        self._atoms: Atoms | None = None
+
+    def graph(self, atoms: Atoms) -> Graph:
+        """The graph of ``atoms`` with exactly the edges that :func:`graph_from_atoms` would find."""
+        if self.skin == 0:
+            return graph_from_atoms(atoms, self.cutoff)
+        check_geometry(atoms)
+        if not self._still_valid(atoms):
+            self._rebuild(atoms)
+        vector = atoms.positions[self._j] - atoms.positions[self._i] + self._shift
+        near = np.einsum("ek,ek->e", vector, vector) < self.cutoff**2
+        edges = np.stack([self._j[near], self._i[near]])
+        check_overlap(edges[1], edges[0], vector[near])
+        return self._template._replace(
+            edge_index=torch.from_numpy(edges), edge_vector=torch.from_numpy(np.ascontiguousarray(vector[near]))
+        )
+
+    def _still_valid(self, atoms: Atoms) -> bool:
+        old = self._atoms
+        if old is None or len(old) != len(atoms) or (old.numbers != atoms.numbers).any() or (old.pbc != atoms.pbc).any():
+            return False
+        if not np.array_equal(old.cell.array, atoms.cell.array):
+            return False
+        moved = atoms.positions - old.positions
+        return bool((np.einsum("nk,nk->n", moved, moved) < (0.5 * self.skin) ** 2).all())
+
+    def _rebuild(self, atoms: Atoms) -> None:
+        self._atoms = atoms.copy()
+        graph = graph_from_atoms(atoms, self.cutoff + self.skin)
+        self._j, self._i = graph.edge_index.numpy()
+        self._shift = graph.edge_vector.numpy() - (atoms.positions[self._j] - atoms.positions[self._i])
+        self._template = graph

@@ -1,0 +1,86 @@
+"""Is what runs the same as what was trained? Energies, forces and stress of one potential against another."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from ase import Atoms
+from torch import Tensor
+
+from triforces_deploy import derivatives
+from triforces_deploy.artifact import Parity
+from triforces_deploy.errors import UserError
+from triforces_deploy.neighbours import graph_from_atoms
+from triforces_deploy.potential import Potential
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
+"""Largest deviation allowed between two back ends of one precision, relative to the largest value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Deviation:
+    """Largest absolute deviation over the components of one quantity of one structure, and the quantity's own size."""
+
+    quantity: str
+    """'energy' (per atom, eV), 'forces' (eV/Å) or 'stress' (as the virial V·σ in eV, which molecules have too)."""
+    structure: str
+    atoms: int
+    deviation: float
+    scale: float
+
+
+QUANTITIES = ("energy", "forces", "stress")
+
+
+def compare(candidate: Potential, reference: Potential, structures: Mapping[str, Atoms]) -> list[Deviation]:
+    """Evaluate both potentials on every structure.
+
+    Args:
+        candidate: what will run.
+        reference: what it must equal; same cutoff.
+        structures: name → atoms.
+
+    Returns:
+        One row per structure and quantity.
+    """
+    rows = []
+    for name, atoms in structures.items():
+        graph = graph_from_atoms(atoms, candidate.facts.cutoff)
+        new, old = candidate.evaluate(graph), reference.evaluate(graph)
+        pairs = {
+            "energy": (new.energies, old.energies),
+            "forces": (derivatives.forces(new.edge_forces, graph), derivatives.forces(old.edge_forces, graph)),
+            "stress": (derivatives.virial(new.edge_forces, graph), derivatives.virial(old.edge_forces, graph)),
+        }
+        rows += [Deviation(q, name, len(atoms), _largest(x - y), _largest(y)) for q, (x, y) in pairs.items()]
+    return rows
+
+
+def parity(backend: str, reference: str, rows: list[Deviation], tolerance: float) -> Parity:
+    """Condense a comparison to the largest relative deviation of each quantity over the structures."""
+    worst = {quantity: _relative([r for r in rows if r.quantity == quantity]) for quantity in QUANTITIES}
+    return Parity(backend, reference, len({r.structure for r in rows}), **worst, tolerance=tolerance)
+
+
+def check(result: Parity) -> None:
+    """UserError when a back end does not equal its reference; a NaN anywhere is a failure too."""
+    worst = {"energy": result.energy, "forces": result.forces, "stress": result.stress}
+    for quantity, value in worst.items():
+        if not value <= result.tolerance:
+            raise UserError(
+                f"{result.backend} differs from {result.reference}: {quantity} by {value:.2e} relative, "
+                f"allowed {result.tolerance:.0e}; do not use it, and report this model"
+            )
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+def _relative(rows: list[Deviation]) -> float:
+    """Largest deviation over size. A size below a thousandth of the largest (an atom without forces) counts as that."""
+    floor = 1e-3 * max((r.scale for r in rows), default=0.0)
+    ratios = [r.deviation / max(r.scale, floor) if floor > 0 else r.deviation for r in rows]
+    return max(ratios, key=lambda x: math.inf if math.isnan(x) else x, default=0.0)

@@ -1,0 +1,62 @@
+"""ASE's view of an artifact: the same numbers as LAMMPS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+from numpy.typing import NDArray
+
+from triforces_deploy import derivatives
+from triforces_deploy.artifact import load
+from triforces_deploy.errors import UserError
+from triforces_deploy.graph import Graph
+from triforces_deploy.neighbours import CachedNeighbours
+from triforces_deploy.potential import Potential
+
+
+class TriForcesCalculator(Calculator):  # type: ignore[misc]
+    """Energies, forces and stress of an exported potential.
+
+    Args:
+        potential: path of an artifact, or one already loaded.
+        skin: Å. The neighbour list is made for cutoff + skin and made again when an atom has moved half of it.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+
+    def __init__(self, potential: str | Path | Potential, skin: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.potential = potential if isinstance(potential, Potential) else load(potential)
+        self._neighbours = CachedNeighbours(self.potential.facts.cutoff, skin)
+
+    def calculate(
+        self, atoms: Atoms | None = None, properties: list[str] | None = None, system_changes: list[str] = all_changes
+    ) -> None:
+        """Fill ``results``: eV, eV/Å, eV/Å³ (Voigt, ASE's sign); no stress for what has no volume."""
+        super().calculate(atoms, properties, system_changes)
+        graph = self._neighbours.graph(self.atoms)
+        with torch.no_grad():
+            result = self.potential.evaluate(graph)
+            self.results = _results(result, graph)
+        if not np.isfinite(self.results["forces"]).all() or not np.isfinite(self.results["energy"]):
+            raise UserError("the potential returned NaN or infinity; look for overlapping or lost atoms in the structure")
+
+
+def _results(result: derivatives.Evaluation, graph: Graph) -> dict[str, float | NDArray[np.float64]]:
+    energy = float(result.energies.sum())
+    results: dict[str, float | NDArray[np.float64]] = {
+        "energy": energy,
+        "free_energy": energy,
+        "energies": result.energies.numpy(),
+        "forces": derivatives.forces(result.edge_forces, graph).numpy(),
+    }
+    if bool(graph.cell.any()):
+        stress = derivatives.stress(result.edge_forces, graph)[0].numpy()
+        results["stress"] = full_3x3_to_voigt_6_stress(stress)
+    return results

@@ -1,0 +1,52 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from triforces_deploy.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` to write to, and rename it to ``path`` when the block ends well.
+
+    Raises:
+        UserError: the folder does not exist or cannot be written, or the disk is full.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent or Path(), prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose a folder that exists and can be written") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal digest of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def existing(path: Path, what: str) -> Path:
+    """``path`` if it is a file; UserError naming what was expected there otherwise."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; expected {what}")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; expected {what}")
+    return path
