@@ -7,11 +7,13 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ase.data import atomic_numbers
 
 from triforces_deploy.errors import UserError
+from triforces_deploy.files import existing
 
 T = TypeVar("T")
 
@@ -154,3 +156,18 @@ def _suggest(word: str, known: typing.Iterable[object]) -> str:
     names = [str(k) for k in known]
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}" if len(names) < 30 else ""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; UserError when there is none."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(existing(path, "a YAML recipe").read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" in line {where.line + 1}" if where else ""
+        raise UserError(f"{path} is not valid YAML{line}; see the recipes that come with the package") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a mapping of keys, got {_kind(data)}")
+    return data

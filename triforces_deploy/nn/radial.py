@@ -36,7 +36,7 @@ def bessel(r: Tensor, cutoff: float, n: int) -> Tensor:
 
 
 def polynomial_envelope(r: Tensor, cutoff: float | Tensor, p: int) -> Tensor:
-    """The polynomial that is 1 + O(x^p) at x = r/rc = 0 and O((1-x)³) at x = 1; zero beyond, hence C² everywhere.
+    """1 + O(x^p) at x = r/rc = 0 and O((1−x)³) at x = 1; zero beyond, hence C² everywhere.
 
     It is 1 − (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) − p(p+1)/2 x^(p+2), written as (1−x)³ Σ_{k<p} (k+1)(k+2)/2 x^k, which
     loses no digits near the cutoff and never turns negative.

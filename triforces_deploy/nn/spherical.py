@@ -37,9 +37,9 @@ def spherical_harmonics(unit: Tensor, l_max: int) -> Tensor:
 
 
 def e3nn_component(unit: Tensor, l_max: int) -> Tensor:
-    """The same harmonics in the convention of e3nn's "component" normalisation, which Orb-v3 uses.
+    """Real spherical harmonics in e3nn's "component" normalisation, which Orb-v3 uses.
 
-    There the polar axis is y, so that degree 1 is sqrt(3) (x, y, z), and Σ_m Y_lm² = 2l + 1 on the sphere.
+    The polar axis is y, so that degree 1 is sqrt(3) (x, y, z), and Σ_m Y_lm² = 2l + 1 on the sphere.
 
     Args:
         unit: (E, 3) unit vectors.

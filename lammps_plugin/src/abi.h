@@ -1,0 +1,61 @@
+// The border between the pair style (C++) and bridge.py (ctypes): plain C, the same field by field on both sides.
+//
+// Every function returns TF_OK or TF_FAILED, never throws, and leaves one message in `error` when it fails.
+#ifndef TRIFORCES_ABI_H
+#define TRIFORCES_ABI_H
+
+#include <stdint.h>
+
+enum { TF_ABI = 1 };
+enum { TF_OK = 0, TF_FAILED = 1 };
+enum { TF_TEXT = 16384, TF_ELEMENTS = 119 };
+
+// What LAMMPS must know of a potential before it asks for neighbours.
+typedef struct {
+  double cutoff;             // Å
+  int32_t bidirectional;     // ghosts need the mirrored edges too
+  int32_t exchanges;         // calls of the exchange each way
+} tf_facts;
+
+// What Python checks and shows once at the start of a run.
+typedef struct {
+  const char *units;
+  const double *mass;        // (types + 1), index 0 unused; zero where atoms carry their own
+  const int32_t *numbers;    // (types + 1), atomic number of each type, 0 for NULL
+  const int64_t *counts;     // (TF_ELEMENTS) atoms of the whole system
+  double ghost_cutoff;       // Å
+  int32_t types;
+  int32_t newton;
+  int32_t ranks;
+  int32_t bonds_drop_pairs;  // special_bonds takes neighbours out of the list
+  int32_t exclusions;        // neigh_modify exclude does
+  int32_t ghost_neighbours;  // `mliap unified FILE 1` was asked for
+} tf_run;
+
+// One evaluation. Rows are owned atoms first, then ghosts of other ranks; edges are in rows.
+typedef struct {
+  int64_t rows, owned, edges;
+  const int64_t *numbers;     // (rows)
+  const int64_t *edge_index;  // (2, edges): neighbours, then centres
+  const double *edge_vector;  // (edges, 3), Å
+  const int64_t *counts;      // (TF_ELEMENTS) atoms of the whole system
+  const double *energies;     // filled by Python: (rows), eV
+  const double *edge_forces;  // filled by Python: (edges, 3), eV/Å; both live until the next call
+} tf_step;
+
+typedef struct {
+  int32_t abi;
+  char *error;  // (TF_TEXT)
+
+  // C++ offers: move rows (n, width) between ranks, in place; every rank must call.
+  int32_t (*exchange)(void *pair, int32_t adjoint, int32_t item_size, int64_t width, void *rows);
+
+  // Python offers. `session` is a number that open() gives.
+  int32_t (*open)(const char *file, void *pair, int32_t threads, int64_t *session, tf_facts *facts);
+  int32_t (*map)(int64_t session, const char *names, int32_t *numbers);
+  int32_t (*start)(int64_t session, const tf_run *run, char *text);
+  int32_t (*compute)(int64_t session, tf_step *step);
+  void (*close)(int64_t session);
+} tf_table;
+
+#endif

@@ -1,0 +1,13 @@
+#ifndef TRIFORCES_CORES_H
+#define TRIFORCES_CORES_H
+
+#include <mpi.h>
+
+namespace triforces {
+
+// This rank's fair share of the cores of its node, at least 1. Collective.
+int share_of_cores(MPI_Comm world);
+
+}    // namespace triforces
+
+#endif

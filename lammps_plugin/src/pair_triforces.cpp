@@ -1,0 +1,262 @@
+#include "pair_triforces.h"
+
+#include "cores.h"
+#include "pyhost.h"
+
+#include "atom.h"
+#include "comm.h"
+#include "error.h"
+#include "force.h"
+#include "memory.h"
+#include "neigh_list.h"
+#include "neighbor.h"
+#include "update.h"
+#include "utils.h"
+
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+using namespace LAMMPS_NS;
+using triforces::PairMliapUnified;
+using triforces::PairTriforces;
+
+PairTriforces::PairTriforces(LAMMPS *lmp) : Pair(lmp), counts_(TF_ELEMENTS)
+{
+  single_enable = 0;
+  restartinfo = 0;
+  one_coeff = 1;
+  manybody_flag = 1;
+  centroidstressflag = CENTROID_NOTAVAIL;
+  // LAMMPS sizes its buffers by these once; wider rows travel in several pieces.
+  comm_forward = comm_reverse = 64;
+}
+
+PairTriforces::~PairTriforces()
+{
+  if (copymode) return;
+  if (session_ >= 0) bridge_->close(session_);
+  if (!allocated) return;
+  memory->destroy(setflag);
+  memory->destroy(cutsq);
+}
+
+// Set-up errors belong to all ranks: the lowest rank that failed says why, and every rank stops in the same call.
+void PairTriforces::all_or_error(int32_t status)
+{
+  char *message = bridge_->error;
+  int failing = status == TF_OK ? comm->nprocs : comm->me, first;
+  MPI_Allreduce(&failing, &first, 1, MPI_INT, MPI_MIN, world);
+  if (first == comm->nprocs) return;
+  MPI_Bcast(message, TF_TEXT, MPI_CHAR, first, world);
+  error->all(FLERR, std::string(message));
+}
+
+void PairTriforces::settings(int narg, char **arg)
+{
+  if (narg != 1) error->all(FLERR, "pair_style triforces takes one argument, the file that 'tfdeploy export' wrote");
+  std::string reason;
+  try {
+    bridge_ = &connect(&exchange);
+  } catch (std::runtime_error &failure) {
+    reason = failure.what();
+  }
+  int without_python = !reason.empty(), any;
+  MPI_Allreduce(&without_python, &any, 1, MPI_INT, MPI_MAX, world);
+  if (any) error->all(FLERR, reason.empty() ? "another rank could not start Python" : reason);
+
+  const int threads = share_of_cores(world);
+  if (session_ >= 0) bridge_->close(session_);
+  session_ = -1;
+  all_or_error(bridge_->open(arg[0], this, threads, &session_, &facts_));
+  started_ = false;
+}
+
+void PairMliapUnified::settings(int narg, char **arg)
+{
+  if (narg < 2 || narg > 3) error->all(FLERR, "expected: pair_style mliap unified FILE [0|1]");
+  ghost_neighbours_ = narg == 3 ? utils::inumeric(FLERR, arg[2], false, lmp) : 0;
+  if (ghost_neighbours_ != 0 && ghost_neighbours_ != 1) error->all(FLERR, "expected: pair_style mliap unified FILE [0|1]");
+  PairTriforces::settings(1, arg + 1);
+}
+
+void PairTriforces::coeff(int narg, char **arg)
+{
+  const int types = atom->ntypes;
+  if (narg - 2 != types)
+    error->all(FLERR, "pair_coeff * * needs one element for each of the " + std::to_string(types) +
+                   " atom types (NULL for types of another pair style), got " + std::to_string(narg - 2));
+  if (!allocated) {
+    memory->create(setflag, types + 1, types + 1, "pair:setflag");
+    memory->create(cutsq, types + 1, types + 1, "pair:cutsq");
+    map = new int[types + 1];
+    allocated = 1;
+  }
+  map_element2type(narg - 2, arg + 2);
+  std::string names;
+  for (int k = 2; k < narg; ++k) names += std::string(k > 2 ? " " : "") + arg[k];
+  numbers_of_type_.assign(types + 1, 0);
+  all_or_error(bridge_->map(session_, names.c_str(), numbers_of_type_.data()));
+}
+
+void PairTriforces::init_style()
+{
+  neighbor->add_request(this, NeighConst::REQ_FULL);
+  rows_built_ = -1;
+  started_ = false;
+}
+
+double PairTriforces::init_one(int i, int j)
+{
+  if (setflag[i][j] == 0) error->all(FLERR, "All pair coeffs are not set: NULL stands for types of another pair style only");
+  return facts_.cutoff;
+}
+
+void PairTriforces::compute(int eflag, int vflag)
+{
+  ev_init(eflag, vflag);
+  take_atoms();
+  if (!started_) start();
+  try {
+    const double *x = atom->nlocal + atom->nghost > 0 ? atom->x[0] : nullptr;
+    edges_.build(list, x, rows_, facts_.cutoff, facts_.bidirectional && rows_.any_ghosts());
+  } catch (std::runtime_error &failure) {
+    error->one(FLERR, std::string(failure.what()));
+  }
+  evaluate();
+  tally();
+}
+
+// Rows follow the neighbour list: atoms change owner, order and ghosts only when it is rebuilt. Types may change without
+// that (fix atom/swap), so elements and their counts are taken at every step.
+void PairTriforces::take_atoms()
+{
+  const int nlocal = atom->nlocal, nghost = atom->nghost;
+  std::fill(counts_.begin(), counts_.end(), 0);
+  for (int i = 0; i < nlocal; ++i) ++counts_[numbers_of_type_[atom->type[i]]];
+  // No element has number 0, where NULL types were counted; its place tells all ranks that one of them needs new rows.
+  counts_[0] = neighbor->ago == 0 || rows_built_ != neighbor->lastcall || rows_atoms_ != nlocal || rows_ghosts_ != nghost;
+  MPI_Allreduce(MPI_IN_PLACE, counts_.data(), TF_ELEMENTS, MPI_INT64_T, MPI_SUM, world);
+  if (counts_[0]) number_rows();
+  counts_[0] = 0;
+  numbers_.resize(rows_.total());
+  for (int r = 0; r < rows_.total(); ++r) numbers_[r] = numbers_of_type_[atom->type[rows_.atom[r]]];
+}
+
+void PairTriforces::number_rows()
+{
+  rows_atoms_ = atom->nlocal;
+  rows_ghosts_ = atom->nghost;
+  rows_built_ = neighbor->lastcall;
+  rows_.number_owned(comm->me, atom->nlocal, atom->nlocal + atom->nghost, atom->type, map);
+  sharing_owners_ = true;
+  comm->forward_comm(this, 2);
+  sharing_owners_ = false;
+  rows_.number_ghosts(comm->me, atom->nlocal);
+}
+
+// Python checks the run as a whole and describes it; the block is shown once, and again only when it has changed.
+void PairTriforces::start()
+{
+  std::vector<double> mass(atom->ntypes + 1, 0.0);
+  if (!atom->rmass && atom->mass)
+    for (int t = 1; t <= atom->ntypes; ++t) mass[t] = atom->mass[t];
+  int dropped = 0;
+  for (int k = 1; k <= 3; ++k) dropped |= atom->molecular != 0 && neighbor->special_flag[k] == 0;
+
+  tf_run run = {};
+  run.units = update->unit_style;
+  run.mass = mass.data();
+  run.numbers = numbers_of_type_.data();
+  run.counts = counts_.data();
+  run.ghost_cutoff = comm->mode == Comm::SINGLE ? comm->get_comm_cutoff() : neighbor->cutneighmax;
+  run.types = atom->ntypes;
+  run.newton = force->newton_pair;
+  run.ranks = comm->nprocs;
+  run.bonds_drop_pairs = dropped;
+  run.exclusions = neighbor->exclude;
+  run.ghost_neighbours = ghost_neighbours_;
+
+  std::vector<char> text(TF_TEXT, '\0');
+  all_or_error(bridge_->start(session_, &run, text.data()));
+  if (comm->me == 0 && shown_ != text.data()) utils::logmesg(lmp, std::string(text.data()));
+  shown_ = text.data();
+  started_ = true;
+}
+
+void PairTriforces::evaluate()
+{
+  step_.rows = rows_.total();
+  step_.owned = rows_.owned;
+  step_.edges = edges_.size();
+  step_.numbers = numbers_.data();
+  step_.edge_index = edges_.index();
+  step_.edge_vector = edges_.vector();
+  step_.counts = counts_.data();
+  thrown_ = nullptr;
+  const int32_t status = bridge_->compute(session_, &step_);
+  if (thrown_) std::rethrow_exception(thrown_);
+  if (status != TF_OK) error->one(FLERR, std::string(bridge_->error));
+}
+
+void PairTriforces::tally()
+{
+  double energy = 0.0;
+  for (int r = 0; r < rows_.owned; ++r) energy += step_.energies[r];
+  double *const f = atom->nlocal + atom->nghost > 0 ? atom->f[0] : nullptr;
+  double sum = energy;    // not finite as soon as one term is not
+  edges_.for_each(step_.edge_forces, [f, &sum](int i, int j, const double *, const double *pair_force) {
+    for (int d = 0; d < 3; ++d) {
+      f[3 * i + d] += pair_force[d];
+      f[3 * j + d] -= pair_force[d];
+      sum += pair_force[d];
+    }
+  });
+  if (!std::isfinite(sum)) require_finite(energy);
+  if (eflag_global) eng_vdwl += energy;
+  if (eflag_atom)
+    for (int r = 0; r < rows_.owned; ++r) eatom[rows_.atom[r]] += step_.energies[r];
+  if (vflag_either) tally_virial();
+  if (vflag_fdotr) virial_fdotr_compute();
+}
+
+// LAMMPS' virial is minus the strain derivative of the energy; each atom of a pair gets half.
+void PairTriforces::tally_virial()
+{
+  edges_.for_each(step_.edge_forces, [this](int i, int j, const double *r, const double *f) {
+    const double v[6] = {-r[0] * f[0], -r[1] * f[1], -r[2] * f[2], -0.5 * (r[0] * f[1] + r[1] * f[0]),
+                         -0.5 * (r[0] * f[2] + r[2] * f[0]), -0.5 * (r[1] * f[2] + r[2] * f[1])};
+    for (int k = 0; k < 6; ++k) {
+      if (vflag_global) virial[k] += v[k];
+      if (!vflag_atom) continue;
+      vatom[i][k] += 0.5 * v[k];
+      vatom[j][k] += 0.5 * v[k];
+    }
+  });
+}
+
+// Stops at the first atom whose energy or pair force is not a number; returns only when merely their sum overflowed.
+void PairTriforces::require_finite(double energy)
+{
+  for (int r = 0; r < rows_.owned; ++r)
+    if (!std::isfinite(step_.energies[r])) error->one(FLERR, "the energy of " + location(rows_.atom[r]) + " is not finite");
+  edges_.for_each(step_.edge_forces, [this](int i, int, const double *, const double *f) {
+    if (!std::isfinite(f[0] + f[1] + f[2])) error->one(FLERR, "the force on " + location(i) + " is not finite");
+  });
+  if (!std::isfinite(energy)) error->one(FLERR, "the total energy is not finite");
+}
+
+std::string PairTriforces::location(int i) const
+{
+  double nearest = facts_.cutoff * facts_.cutoff;
+  edges_.for_each(step_.edge_forces, [i, &nearest](int centre, int, const double *r, const double *) {
+    if (centre == i) nearest = std::fmin(nearest, r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
+  });
+  return "atom " + std::to_string(atom->tag[i]) + " (type " + std::to_string(atom->type[i]) + ", nearest neighbour at " +
+      std::to_string(std::sqrt(nearest)) + " Angstrom)";
+}
+
+double PairTriforces::memory_usage()
+{
+  return Pair::memory_usage() + rows_.bytes() + edges_.bytes() + 8.0 * numbers_.capacity();
+}

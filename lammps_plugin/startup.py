@@ -1,0 +1,125 @@
+"""What is checked once before a run, and the block that says what will run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ase.data import atomic_masses, chemical_symbols
+
+from triforces_deploy.errors import UserError
+from triforces_deploy.potential import Facts, Potential
+
+MASS_TOLERANCE = 0.1
+"""Relative. Isotopes and the rounding of tables stay below it; another element does not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The side of LAMMPS."""
+
+    units: str
+    masses: tuple[float, ...]
+    """By atom type; 0 where atoms carry their own masses."""
+    numbers: tuple[int, ...]
+    """Atomic number by atom type; 0 for types of another pair style."""
+    counts: dict[int, int]
+    """Atoms of each atomic number in the whole system."""
+    ghost_cutoff: float
+    """Å."""
+    newton: bool
+    ranks: int
+    bonds_drop_pairs: bool
+    exclusions: bool
+    ghost_neighbours: bool
+    """``mliap unified FILE 1`` was written."""
+
+
+def check(facts: Facts, run: Run) -> None:
+    """Refuse a run whose energies or forces would be wrong.
+
+    Raises:
+        UserError: what is wrong and the line of the input that mends it.
+    """
+    if run.units != facts.units:
+        raise UserError(f"the potential is in units {facts.units} but the run is in {run.units}; write 'units {facts.units}'")
+    if not run.newton:
+        raise UserError("the potential needs forces on ghost atoms sent home; write 'newton on' before the box is created")
+    if run.bonds_drop_pairs:
+        raise UserError("special_bonds removes bonded neighbors that the potential must see; write 'special_bonds lj/coul 1 1 1'")
+    if run.ghost_cutoff < facts.cutoff:
+        raise UserError(
+            f"ghost cutoff {run.ghost_cutoff:g} A is below the potential's {facts.cutoff:g} A; "
+            f"write 'comm_modify cutoff {facts.cutoff + 2:g}'"
+        )
+    for kind, (number, mass) in enumerate(zip(run.numbers, run.masses, strict=True), start=1):
+        other = _mistaken_for(facts, number, mass)
+        if other is not None:
+            raise UserError(
+                f"type {kind} is {chemical_symbols[number]} in pair_coeff but its mass {mass:g} is that of "
+                f"{chemical_symbols[other]}; correct the order of the elements or the mass"
+            )
+
+
+def describe(potential: Potential, file: str, run: Run, threads: int) -> str:
+    """The start-up block, some lines that end with a newline each."""
+    facts = potential.facts
+    types = "type to element:"
+    for kind, (number, mass) in enumerate(zip(run.numbers, run.masses, strict=True), start=1):
+        types += f"  {kind} = {chemical_symbols[number]} (mass {mass:g})" if number else f"  {kind} = NULL"
+    per_rank = f"{threads} torch thread{'s' if threads > 1 else ''}" + (f" on each of {run.ranks} ranks" if run.ranks > 1 else "")
+    lines = [
+        types,
+        f"units {run.units}, newton on, cutoff {facts.cutoff:g} A, ghost cutoff {run.ghost_cutoff:g} A",
+        f"{facts.dtype} on cpu, back end {potential.backend}, {per_rank}",
+        f"exchange: {_exchange(facts, run)}",
+        f"composition: {_composition(facts, run)}",
+        *potential.notes,
+        *_warnings(run),
+    ]
+    return "\n".join([f"TriForces potential {Path(file).name}", *(f"  {line}" for line in lines)]) + "\n"
+
+
+def _exchange(facts: Facts, run: Run) -> str:
+    if run.ranks == 1:
+        return "none, ghosts are folded onto their owners"
+    if facts.n_exchanges == 0:
+        return "none, the model reads direct neighbors only"
+    return f"MPI between {run.ranks} ranks, {facts.n_exchanges} times forward and backward per evaluation"
+
+
+def _composition(facts: Facts, run: Run) -> str:
+    present = _formula({chemical_symbols[z]: n for z, n in run.counts.items()})
+    if facts.composition == "none":
+        return "not read by the model"
+    if facts.composition == "frozen":
+        return f"frozen at {_formula(facts.reference)} (this system: {present})"
+    return f"live, counted over the whole system: {present}"
+
+
+def _formula(counts: dict[str, int]) -> str:
+    return " ".join(f"{symbol}{n}" for symbol, n in counts.items()) or "no atoms"
+
+
+def _warnings(run: Run) -> list[str]:
+    lines = []
+    for kind, (number, mass) in enumerate(zip(run.numbers, run.masses, strict=True), start=1):
+        if number and mass and not _near(mass, number):
+            expected = f"{atomic_masses[number]:g}"
+            lines.append(f"WARNING: mass {mass:g} of type {kind} is not that of {chemical_symbols[number]} ({expected})")
+    if run.exclusions:
+        lines.append("WARNING: neigh_modify exclude (also part of fix gcmc) hides neighbors; excluded atoms keep their own energy")
+    if run.ghost_neighbours:
+        lines.append("the 1 behind 'mliap unified FILE' is not needed: ghosts get their features by exchange")
+    return lines
+
+
+def _near(mass: float, number: int) -> bool:
+    return abs(mass / float(atomic_masses[number]) - 1.0) <= MASS_TOLERANCE
+
+
+def _mistaken_for(facts: Facts, number: int, mass: float) -> int | None:
+    """Another element of the model whose mass the type has, where it does not have its own element's."""
+    if not number or not mass or _near(mass, number):
+        return None
+    return next((z for z in facts.element_numbers() if _near(mass, z)), None)

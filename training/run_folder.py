@@ -1,0 +1,133 @@
+"""The folder of one training run: recipe, split, log, checkpoints, and the state from which to go on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import pickle
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from triforces_deploy import checkpoint
+from triforces_deploy.config import as_dict
+from triforces_deploy.errors import UserError
+from triforces_deploy.files import replacing
+from triforces_deploy.model import Model
+from triforces_deploy.training.data import Data
+from triforces_deploy.training.objective import Metrics
+from triforces_deploy.training.recipe import Recipe
+
+STATE_FORMAT = 1
+
+TRAINING_COLUMNS = ("loss", "loss_energy", "loss_forces", "loss_stress")
+"""Means over the steps since the row before; unweighted parts in eV/atom, eV/Å, eV/Å³ (squared for 'mse')."""
+
+VALIDATION_COLUMNS = (
+    "val_score", "val_energy_mae", "val_energy_rmse", "val_forces_mae", "val_forces_rmse", "val_stress_mae", "val_stress_rmse",
+)  # fmt: skip
+"""Of the averaged weights; the score is the weighted loss, errors are in meV/atom, meV/Å, meV/Å³."""
+
+COLUMNS = ("step", "lr", *TRAINING_COLUMNS, *VALIDATION_COLUMNS)
+
+
+class RunFolder:
+    """Reads and writes one run; every file appears whole or not at all, the log grows by whole lines."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.best = folder / "best.ckpt"
+        self.last = folder / "last.ckpt"
+        self.log = folder / "log.csv"
+        self.state = folder / "state.ckpt"
+
+    def begin(self, recipe: Recipe, data: Data) -> None:
+        """Start a new run: write down what it is and clear the log."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {self.folder}: {error.strerror}; choose another") from error
+        for path in (self.state, self.best, self.last):
+            path.unlink(missing_ok=True)
+        _write(self.folder / "recipe.yaml", yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True))
+        _write(self.folder / "split.json", json.dumps(as_dict(data.split), indent=1))
+        _write(self.log, ",".join(COLUMNS) + "\n")
+
+    def load_state(self, recipe: Recipe, data: Data) -> dict[str, Any] | None:
+        """The state of an earlier call, None where there is none; UserError where it belongs to another run."""
+        if not self.state.is_file():
+            return None
+        try:
+            state = torch.load(self.state, map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+            raise UserError(f"{self.state} is damaged; remove it to start over") from error
+        if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
+            raise UserError(f"{self.state} is of another version of triforces-deploy; remove it to start over")
+        if state["run"] != _identity(recipe, data):
+            changed = [
+                key for key, value in json.loads(_identity(recipe, data)).items() if value != json.loads(state["run"])[key]
+            ]
+            raise UserError(
+                f"{self.folder} holds a run with another {' and '.join(changed)}; choose another folder, or ask for a new run"
+            )
+        found: dict[str, Any] = state
+        return found
+
+    def save_state(self, recipe: Recipe, data: Data, content: dict[str, Any]) -> None:
+        """Write what :meth:`load_state` reads."""
+        with replacing(self.state) as part:
+            try:
+                torch.save({**content, "format": STATE_FORMAT, "run": _identity(recipe, data)}, part)
+            except RuntimeError as error:  # how torch reports a full disk
+                raise UserError(f"cannot write {self.state}: {str(error).splitlines()[0]}; free some space") from error
+
+    def append(self, row: dict[str, float]) -> None:
+        """Add a line to the log."""
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow([_cell(row[c]) if c in row else "" for c in COLUMNS])
+        try:
+            with self.log.open("a", encoding="utf-8") as stream:
+                stream.write(line.getvalue())
+        except OSError as error:
+            raise UserError(f"cannot write {self.log}: {error.strerror}; free some space") from error
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines that a killed run wrote after its last state; they will be written again."""
+        lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True) if self.log.is_file() else []
+        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
+        _write(self.log, ",".join(COLUMNS) + "\n" + "".join(kept))
+
+    def save_model(self, path: Path, model: Model, recipe: Recipe, data: Data, step: int, metrics: Metrics) -> None:
+        """Write a checkpoint with where it came from."""
+        provenance = {
+            "step": step,
+            "validation": as_dict(metrics),
+            "recipe": as_dict(recipe),
+            "files": data.files,
+            "split": as_dict(data.split),
+            "frames": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
+            "packages": {name: version(name) for name in ("torch", "lightning", "ase", "numpy", "vesin")},
+        }
+        checkpoint.save(path, model, provenance)
+
+
+def _identity(recipe: Recipe, data: Data) -> str:
+    """What may not change between two calls of one run, as JSON; how long, how often and where may."""
+    content = as_dict(recipe)
+    for key in ("max_minutes", "save_every", "threads", "device"):
+        del content["trainer"][key]
+    return json.dumps({"recipe": content, "data": sorted(data.files.values())})
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.8g}" if not float(value).is_integer() else str(int(value))
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")

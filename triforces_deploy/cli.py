@@ -1,0 +1,250 @@
+"""The roof: every command is a signature and one call. Heavy imports stand inside, so that --help is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from triforces_deploy import __version__
+from triforces_deploy.errors import UserError
+
+app = typer.Typer(
+    help="Train TriForces interatomic potentials, export them, verify them, run them in LAMMPS.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
+Structures = Annotated[Path | None, typer.Option(help="Structures in any format ASE reads.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit code 2, ^C is 130."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        sys.exit(_fail(str(error), 2))
+    except typer.Abort:
+        sys.exit(_fail("stopped", 130))
+    except KeyboardInterrupt:
+        sys.exit(_fail("stopped", 130))
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except Exception as error:
+        if not _is_usage(error):
+            raise
+        sys.exit(_fail(_usage(error), 2))
+
+
+def _is_usage(error: Exception) -> bool:
+    return "UsageError" in {cls.__name__ for cls in type(error).__mro__}
+
+
+def _usage(error: Exception) -> str:
+    return f"{error.format_message()} See `tfdeploy COMMAND --help`."  # type: ignore[attr-defined]
+
+
+def _fail(line: str, code: int) -> int:
+    print(f"tfdeploy: {line}", file=sys.stderr)
+    return code
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+@app.command()
+def label(
+    out: Out,
+    recipe: Annotated[Path | None, typer.Argument(help="YAML with the keys of LabelConfig; defaults without it.")] = None,
+    hosts: Annotated[str | None, typer.Option(help="Host crystals, e.g. Si,SiC,SiGe.")] = None,
+    potential: Annotated[str | None, typer.Option(help="Potential file of the lammps package.")] = None,
+    trajectories: Annotated[int | None, typer.Option(help="How many hosts with a defect.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of each.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    as_json: Json = False,
+) -> None:
+    """Make labelled defect data: host crystals with point defects, rattled, strained, relaxed, heated."""
+    from triforces_deploy.config import read, read_yaml
+    from triforces_deploy.training.labels import LabelConfig
+    from triforces_deploy.training.labels import label as make
+
+    options = {"potential": potential, "trajectories": trajectories, "frames": frames, "seed": seed}
+    options["hosts"] = hosts.split(",") if hosts else None  # type: ignore[assignment]
+    given = {k: v for k, v in options.items() if v is not None}
+    config = read(LabelConfig, {**(read_yaml(recipe) if recipe else {}), **given}, str(recipe or "label"))
+    _show("Labels", make(config, out, progress=not as_json), as_json)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe; see training/recipes.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder. A run found there is continued.")],
+    data: Annotated[list[Path] | None, typer.Option(help="Labelled structures, in place of data.files.")] = None,
+    streams: Annotated[bool, typer.Option(help="--no-streams leaves composition and structure out: the baseline.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Fit a potential to labelled structures."""
+    from triforces_deploy.training.loop import train as fit
+    from triforces_deploy.training.recipe import load_recipe
+
+    _show("Training", fit(load_recipe(recipe, files=data or (), streams=streams), out), as_json)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, e.g. run/best.ckpt.")],
+    structures: Annotated[Path | None, typer.Option(help="Labelled structures; default: the run's held-out ones.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write every value here, for pictures.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Errors on labelled structures, beside those of predicting nothing."""
+    from triforces_deploy.training.evaluate import evaluate as measure
+
+    _show("Errors", measure(checkpoint, structures, out), as_json)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, e.g. run/best.ckpt.")],
+    out: Out = Path("triforces.pt"),
+    dtype: Annotated[Literal["float64", "float32"], typer.Option(help="Precision of the network.")] = "float64",
+    composition: Annotated[Literal["live", "frozen"], typer.Option(help="Counted at run time, or that of --structure.")] = "live",
+    structure: Annotated[Path | None, typer.Option(help="Structure whose composition is frozen.")] = None,
+    to: Annotated[str, typer.Option(help="Compiled forms, comma-separated; 'eager' for none.")] = "aoti,torchscript",
+    as_json: Json = False,
+) -> None:
+    """Compile a checkpoint to one file, verified against the eager model before it appears."""
+    from triforces_deploy.export.exporting import ExportOptions, summary
+    from triforces_deploy.export.exporting import export as make
+    from triforces_deploy.structure_files import read_structure
+    from triforces_deploy.tables import artifact_tables, status
+
+    backends = _backends(to)
+    frozen = read_structure(structure) if structure else None
+    with status("exporting", quiet=as_json) as report:
+        artifact = make(checkpoint, out, ExportOptions(dtype, composition, frozen, backends), report)
+    _print(artifact_tables(artifact, out), summary(artifact), as_json)
+
+
+@app.command()
+def info(
+    file: Annotated[Path, typer.Argument(help="Artifact.")],
+    as_json: Json = False,
+) -> None:
+    """What an artifact is: model, policies, parity, provenance."""
+    from triforces_deploy.artifact import read_artifact
+    from triforces_deploy.export.exporting import summary
+    from triforces_deploy.tables import artifact_tables
+
+    artifact = read_artifact(file)
+    _print(artifact_tables(artifact, file), summary(artifact), as_json)
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="Artifact.")],
+    against: Annotated[Path | None, typer.Option(help="Checkpoint to compare with; default: the model in the file.")] = None,
+    structures: Structures = None,
+    as_json: Json = False,
+) -> None:
+    """Compare every back end of an artifact with the eager model, on this machine."""
+    from triforces_deploy.artifact import read_artifact
+    from triforces_deploy.export.exporting import reverify
+    from triforces_deploy.export.verify import check
+    from triforces_deploy.structure_files import read_structures
+    from triforces_deploy.tables import parity_table
+
+    chosen = read_structures(structures) if structures else {}
+    results = reverify(read_artifact(file), str(file), against, chosen)
+    _print([parity_table(results)], [vars(r) for r in results], as_json)
+    for result in results:
+        check(result)
+
+
+@app.command()
+def defect(
+    artifact: Annotated[Path, typer.Argument(help="Artifact that will run it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data file, input and picture source.")],
+    host: Annotated[str, typer.Option(help="Host crystal: Si, SiC, SiGe.")] = "Si",
+    atoms: Annotated[int, typer.Option(help="Target size of the perfect supercell.")] = 1000,
+    vacancies: Annotated[int, typer.Option()] = 1,
+    interstitial: Annotated[list[str] | None, typer.Option(help="ELEMENT or ELEMENT:COUNT; may be repeated.")] = None,
+    substitute: Annotated[list[str] | None, typer.Option(help="ELEMENT or ELEMENT:COUNT; may be repeated.")] = None,
+    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    nvt: Annotated[int, typer.Option(help="Steps with a thermostat.")] = 1000,
+    nve: Annotated[int, typer.Option(help="Steps at constant energy.")] = 1000,
+    every: Annotated[int, typer.Option(help="Steps between lines of the log.")] = 50,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Build a defect supercell and a ready LAMMPS input: minimise, thermostat, constant energy."""
+    from triforces_deploy.artifact import read_artifact
+    from triforces_deploy.defects import defective
+    from triforces_deploy.lammps_case import write_case
+
+    elements = read_artifact(artifact).metadata.facts.elements
+    cell = defective(
+        host,
+        atoms,
+        vacancies=vacancies,
+        interstitials=_counts(interstitial or []),
+        substitutions=_counts(substitute or []),
+        seed=seed,
+    )
+    steps = {"nvt_steps": nvt, "nve_steps": nve, "every": every}
+    path = write_case(cell, elements, str(artifact.resolve()), out, temperature=temperature, seed=seed + 1, **steps)
+    print(f"{path}: {len(cell)} atoms, {cell.info['defects']}. Run it: cd {out} && lmp -in {path.name}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a demo: run/, baseline/, triforces.pt, md-1/, md-2/ …")],
+) -> None:
+    """One page with numbers and pictures of a whole demo."""
+    from triforces_deploy.report import write_report
+
+    print(write_report(folder))
+
+
+def _backends(text: str) -> tuple[str, ...]:
+    from triforces_deploy.export.backends import BACKENDS
+
+    names = tuple(name for name in text.split(",") if name != "eager")
+    for name in names:
+        if name not in BACKENDS:
+            raise UserError(f"--to: unknown back end '{name}'; known: {', '.join(BACKENDS)}, eager")
+    return names
+
+
+def _counts(items: list[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for item in items:
+        element, _, number = item.partition(":")
+        if number and not number.isdecimal():
+            raise UserError(f"'{item}': expected ELEMENT or ELEMENT:COUNT, e.g. Ge:3")
+        counts[element] = counts.get(element, 0) + int(number or 1)
+    return counts
+
+
+def _show(title: str, result: object, as_json: bool) -> None:
+    from triforces_deploy.tables import record, record_table
+
+    _print([record_table(title, result)], record(result), as_json)
+
+
+def _print(tables: list[object], data: object, as_json: bool) -> None:
+    from triforces_deploy.tables import console, dump
+
+    if as_json:
+        print(dump(data))
+    else:
+        for table in tables:
+            console().print(table)

@@ -1,0 +1,112 @@
+"""How results look in a terminal, and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+from rich.table import Table
+
+from triforces_deploy.artifact import Artifact, Parity
+
+
+def console() -> Console:
+    """Standard output; wide enough that a log file keeps its lines."""
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+@contextmanager
+def status(title: str, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """A spinner on standard error; call what it gives with each new stage."""
+    err = Console(stderr=True, quiet=quiet)
+    with err.status(title) as spinner:
+
+        def report(line: str) -> None:
+            spinner.update(line)
+            if not err.is_terminal:
+                err.print(line, highlight=False)
+
+        yield report
+
+
+def record(result: object) -> dict[str, Any]:
+    """A dataclass as plain data."""
+    return dataclasses.asdict(cast(Any, result))
+
+
+def record_table(title: str, result: object) -> Table:
+    """A dataclass as two columns; nested ones with dotted names."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in _flat(record(result), ""):
+        table.add_row(name, _text(value))
+    return table
+
+
+def parity_table(rows: Iterable[Parity]) -> Table:
+    """Back ends against their reference."""
+    table = Table(title="Parity, relative, largest over the probe structures", title_justify="left")
+    for heading in ("back end", "against", "structures", "energy", "forces", "stress", "allowed"):
+        table.add_column(heading, justify="right" if heading in ("energy", "forces", "stress", "allowed") else "left")
+    for r in rows:
+        numbers = [f"{x:.1e}" for x in (r.energy, r.forces, r.stress, r.tolerance)]
+        table.add_row(r.backend, r.reference, str(r.structures), *numbers)
+    return table
+
+
+def artifact_tables(artifact: Artifact, path: Path) -> list[Table]:
+    """What `tfdeploy info` prints."""
+    m = artifact.metadata
+    table = Table(title=str(path), show_header=False, title_justify="left")
+    parameters = sum(t.numel() for t in artifact.weights.values())
+    streams = [name for name in ("composition", "structure") if getattr(m.config, name) is not None]
+    rows = {
+        "elements": " ".join(m.facts.elements),
+        "model": f"{m.config.backbone.name} + {' + '.join(streams) or 'no streams'}, {parameters:,} parameters",
+        "cutoff": f"{m.facts.cutoff} Å; receptive field {m.facts.receptive_field} Å",
+        "exchanges": f"{m.facts.n_exchanges} forward, {m.facts.n_exchanges} backward per evaluation on several ranks",
+        "precision": f"network {m.facts.dtype}, edge vectors and sums float64",
+        "units": f"LAMMPS {m.facts.units}: eV, Å",
+        "policies": "\n".join(m.policies),
+        "payloads": "\n".join(f"{p.backend} for {p.target}, torch {p.torch}" for p in m.payloads) or "none, runs eager",
+        "made": f"{m.created}, " + ", ".join(f"{k} {v}" for k, v in m.versions.items()),
+        "trained from": f"{m.provenance['checkpoint']} sha256 {m.provenance['checkpoint_sha256'][:16]}…",
+        "weights": f"sha256 {m.weights_sha256[:16]}…",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return [table, parity_table(m.parity)]
+
+
+def dump(data: object) -> str:
+    """JSON; paths become text and NaN becomes null."""
+    return json.dumps(_plain(data), indent=1)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and value != value:
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _flat(data: dict[str, Any], prefix: str) -> Iterator[tuple[str, object]]:
+    for name, value in data.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}".replace("_", " "), value
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
