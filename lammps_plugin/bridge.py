@@ -152,8 +152,8 @@ def _guarded(function: Callable[..., None], table: TableStruct) -> Callable[...,
         except UserError as error:
             _write(table.error, str(error))
             return 1
-        except BaseException:
-            _write(table.error, "Python failed\n" + traceback.format_exc())
+        except BaseException as error:  # also SystemExit: it must not end one rank quietly
+            _write(table.error, f"Python failed: {type(error).__name__}: {error}\n{traceback.format_exc()}")
             return 1
         finally:
             # The lmp program never ends Python in an orderly way, which is when it would print what is left.
@@ -165,8 +165,9 @@ def _guarded(function: Callable[..., None], table: TableStruct) -> Callable[...,
 
 
 def _write(address: int, text: str) -> None:
-    """Put text into a buffer of TEXT bytes; of one that is too long the end, where a traceback says what happened."""
-    ctypes.memmove(address, text.encode()[-TEXT + 1 :] + b"\0", min(len(text.encode()), TEXT - 1) + 1)
+    """Put text into a buffer of TEXT bytes, cut where it is too long."""
+    content = text.encode()[: TEXT - 1] + b"\0"
+    ctypes.memmove(address, content, len(content))
 
 
 def _run(struct: Any) -> Run:

@@ -97,7 +97,7 @@ class Coupling:
         if handler is not None and not self._tested:
             self_test(handler, data.nlocal, data.ntotal)
             self._tested = True
-        listed = _listed(data, self._numbers, mirror=facts.bidirectional and handler is not None)
+        listed = _listed(data, self._numbers, facts.bidirectional)
         # Communication in the backward pass must stay on the thread that MPI knows.
         with torch.autograd.set_multithreading_enabled(False):
             evaluation = self._potential.evaluate(listed.graph, handler)
@@ -196,4 +196,3 @@ def _synchronize(device: torch.device) -> None:
     """LAMMPS and torch may use different streams of one device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-

@@ -18,10 +18,10 @@ class Exchanging(Protocol):
     """What a Kokkos build of 22Jul2025 or later offers beyond other builds; tensors (N, width) of one type, contiguous."""
 
     def forward_exchange(self, source: Tensor, target: Tensor, width: int) -> None:
-        """target = source, then the rows of ghosts are overwritten by those of their owners."""
+        """Copy source to target, then overwrite the rows of ghosts by those of their owners."""
 
     def reverse_exchange(self, source: Tensor, target: Tensor, width: int) -> None:
-        """target = source, then the rows of ghosts are added to those of their owners and cleared."""
+        """Copy source to target, then add the rows of ghosts to those of their owners and clear them."""
 
     def update_pair_forces_gpu(self, fij: Any) -> None: ...
 

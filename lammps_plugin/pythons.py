@@ -24,7 +24,12 @@ def shared_library() -> str:
     """Path of libpython, or an empty text where this Python has none."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     names = [sysconfig.get_config_var("INSTSONAME"), f"libpython{version}.so.1.0", f"libpython{version}.so"]
-    folders = [sysconfig.get_config_var("LIBDIR"), str(Path(sys.base_prefix) / "lib"), "/usr/lib/x86_64-linux-gnu", "/usr/lib64"]
+    folders = [
+        sysconfig.get_config_var("LIBDIR"),
+        str(Path(sys.base_prefix) / "lib"),
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib64",
+    ]
     for folder in filter(None, folders):
         for name in filter(None, names):
             path = Path(folder, name)

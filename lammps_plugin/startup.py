@@ -46,7 +46,9 @@ def check(facts: Facts, run: Run) -> None:
     if not run.newton:
         raise UserError("the potential needs forces on ghost atoms sent home; write 'newton on' before the box is created")
     if run.bonds_drop_pairs:
-        raise UserError("special_bonds removes bonded neighbors that the potential must see; write 'special_bonds lj/coul 1 1 1'")
+        raise UserError(
+            "special_bonds removes bonded neighbors that the potential must see; write 'special_bonds lj/coul 1 1 1'"
+        )
     if run.ghost_cutoff < facts.cutoff:
         raise UserError(
             f"ghost cutoff {run.ghost_cutoff:g} A is below the potential's {facts.cutoff:g} A; "
@@ -67,7 +69,9 @@ def describe(potential: Potential, file: str, run: Run, threads: int) -> str:
     types = "type to element:"
     for kind, (number, mass) in enumerate(zip(run.numbers, run.masses, strict=True), start=1):
         types += f"  {kind} = {chemical_symbols[number]} (mass {mass:g})" if number else f"  {kind} = NULL"
-    per_rank = f"{threads} torch thread{'s' if threads > 1 else ''}" + (f" on each of {run.ranks} ranks" if run.ranks > 1 else "")
+    per_rank = f"{threads} torch thread{'s' if threads > 1 else ''}" + (
+        f" on each of {run.ranks} ranks" if run.ranks > 1 else ""
+    )
     lines = [
         types,
         f"units {run.units}, newton on, cutoff {facts.cutoff:g} A, ghost cutoff {run.ghost_cutoff:g} A",
@@ -108,7 +112,9 @@ def _warnings(run: Run) -> list[str]:
             expected = f"{atomic_masses[number]:g}"
             lines.append(f"WARNING: mass {mass:g} of type {kind} is not that of {chemical_symbols[number]} ({expected})")
     if run.exclusions:
-        lines.append("WARNING: neigh_modify exclude (also part of fix gcmc) hides neighbors; excluded atoms keep their own energy")
+        lines.append(
+            "WARNING: neigh_modify exclude (also part of fix gcmc) hides neighbors; excluded atoms keep their own energy"
+        )
     if run.ghost_neighbours:
         lines.append("the 1 behind 'mliap unified FILE' is not needed: ghosts get their features by exchange")
     return lines

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
+from triforces_deploy.errors import UserError
 from triforces_deploy.training.data import Data, batches
 from triforces_deploy.training.objective import Losses, Metrics, Tally, losses, predict
 from triforces_deploy.training.recipe import OptimiserConfig, Recipe
@@ -59,7 +60,7 @@ class Fit(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.ema))
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.ema))  # type: ignore[no-untyped-call]
         self.average.requires_grad_(False)
         self.recipe = recipe
         self.data = data
@@ -101,25 +102,37 @@ class Fit(lightning.LightningModule):
         return optimiser
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        return DataLoader(_Stretch(self), batch_size=None, collate_fn=_itself)
+        return DataLoader(_Stretch(self), batch_size=None, collate_fn=_itself)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Sample]:
         batch = self.recipe.trainer.batch_size
         return DataLoader(self.data.validation, batch_size=batch, collate_fn=join)  # type: ignore[arg-type]
 
-    def training_step(self, sample: Sample, batch_idx: int) -> Tensor:
+    def training_step(self, sample: Sample) -> Tensor:
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = learning_rate(self.recipe.optimiser, self.step, self.recipe.trainer.steps)
         parts = losses(predict(self.model, sample.graph, create_graph=True), sample, self.recipe.loss)
         self._last = Losses(*(part.detach() for part in parts))
         return parts.total
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, *_: Any) -> None:
         assert self._last is not None
+        if not bool(self._last.total.isfinite()):
+            raise UserError(f"the loss of step {self.step + 1} is not a number; lower optimiser.lr, or look for absurd labels")
         self.average.update_parameters(self.model)
         lr = learning_rate(self.recipe.optimiser, self.step, self.recipe.trainer.steps)
         self.step += 1
         self.watcher.on_step(self.step, lr, self._last)
+        if not self.at_validation:  # which is part of the step, so that a state never stands between the two
+            self._stop_if_asked()
+
+    @property
+    def at_validation(self) -> bool:
+        """Whether a validation follows the step just made."""
+        trainer = self.recipe.trainer
+        return self.step % trainer.validate_every == 0 or self.step == trainer.steps
+
+    def _stop_if_asked(self) -> None:
         signal = self.asked_to_stop()
         if signal is not None:
             raise Stopped(signal)
@@ -127,7 +140,7 @@ class Fit(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._tally, self._score, self._seen = Tally(), 0.0, 0
 
-    def validation_step(self, sample: Sample, batch_idx: int) -> None:
+    def validation_step(self, sample: Sample) -> None:
         prediction = predict(self.average, sample.graph)
         self._tally.add(prediction, sample)
         n = len(sample.energy)
@@ -138,6 +151,8 @@ class Fit(lightning.LightningModule):
         self.watcher.on_validation(self.step, self._score / self._seen, self._tally.metrics())
         if self.step >= self.recipe.trainer.steps or self.out_of_time:
             self.trainer.should_stop = True
+        else:
+            self._stop_if_asked()
 
 
 class _Stretch(IterableDataset[Sample]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -70,12 +71,14 @@ def label(config: LabelConfig, out: Path, progress: bool = True) -> LabelSummary
     """
     _check(config)
     from ase.io import write
+    from rich.console import Console
     from rich.progress import track
 
     frames: list[Atoms] = []
     with Reference(config.potential) as reference:
         provenance = {**reference.provenance(), "seed": config.seed}
-        numbers = track(range(config.trajectories), "labelling", disable=not progress)
+        console = Console(stderr=True)
+        numbers = track(range(config.trajectories), "labelling", console=console, transient=True, disable=not progress)
         for k in numbers:
             for atoms in _trajectory(config, reference, k):
                 labelled = reference.labelled(atoms)
@@ -156,7 +159,7 @@ def _maker(kind: str, host: str, config: LabelConfig, rng: np.random.Generator) 
     return partial(defects.interstitial, element=element, site=site)
 
 
-def _pair(perfect: Atoms, names: list[str], host: str, config: LabelConfig, rng: np.random.Generator) -> Atoms:
+def _pair(perfect: Atoms, names: Sequence[str], host: str, config: LabelConfig, rng: np.random.Generator) -> Atoms:
     """Two defects drawn again and again until the second finds room beside the first."""
     for attempt in range(20):
         first, second = (_maker(str(rng.choice(names)), host, config, rng) for _ in range(2))
@@ -171,13 +174,13 @@ def _pair(perfect: Atoms, names: list[str], host: str, config: LabelConfig, rng:
 def _strained(atoms: Atoms, largest: float, rng: np.random.Generator) -> Atoms:
     """The structure under a random symmetric strain, atoms moving along."""
     raw = rng.uniform(-largest, largest, (3, 3))
-    strained = atoms.copy()
+    strained: Atoms = atoms.copy()
     strained.set_cell(atoms.cell.array @ (np.eye(3) + (raw + raw.T) / 2), scale_atoms=True)
     return strained
 
 
 def _rattled(atoms: Atoms, config: LabelConfig, rng: np.random.Generator) -> Atoms:
     """The structure a little strained again and every atom displaced, by an amount drawn for the structure."""
-    moved = _strained(atoms, config.strain / 3, rng)
+    moved: Atoms = _strained(atoms, config.strain / 3, rng)
     moved.positions += rng.normal(0.0, rng.uniform(0.2, 1.0) * config.rattle, moved.positions.shape)
     return moved

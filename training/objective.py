@@ -97,15 +97,12 @@ class Metrics:
     """meV/Å, of components."""
     forces_rms: float
     """meV/Å. Of the labels, what a prediction of zero would score."""
+    forces_percent: float
+    """RMSE in percent of the RMS force; NaN where all labels vanish."""
     stress_mae: float | None
     """meV/Å³, of the nine components; None without labels."""
     stress_rmse: float | None
     """meV/Å³."""
-
-    @property
-    def forces_percent(self) -> float:
-        """Force RMSE in percent of the RMS force; infinite where all labels vanish."""
-        return 100 * self.forces_rmse / self.forces_rms if self.forces_rms > 0 else float("inf")
 
 
 class Tally:
@@ -121,7 +118,7 @@ class Tally:
         forces = (prediction.forces - sample.forces).detach()
         known = _has_stress(sample)
         stress = (prediction.stress - sample.stress)[known].detach()
-        row = [
+        row: list[Tensor | int] = [
             len(energy), len(forces), energy.abs().sum(), energy.square().sum(), forces.abs().sum(), forces.square().sum(),
             sample.forces.square().sum(), len(stress), stress.abs().sum(), stress.square().sum(),
         ]  # fmt: skip
@@ -138,6 +135,7 @@ class Tally:
             forces_mae=1000 * f1 / (3 * n),
             forces_rmse=1000 * (f2 / (3 * n)) ** 0.5,
             forces_rms=1000 * (label2 / (3 * n)) ** 0.5,
+            forces_percent=100 * (f2 / label2) ** 0.5 if label2 else float("nan"),
             stress_mae=1000 * s1 / (9 * s) if s else None,
             stress_rmse=1000 * (s2 / (9 * s)) ** 0.5 if s else None,
         )

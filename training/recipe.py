@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-
-from triforces_deploy.config import ModelConfig, read
+from triforces_deploy.config import ModelConfig, read, read_yaml
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
 from triforces_deploy.training.data import DataConfig
@@ -85,42 +84,31 @@ class Recipe:
     seed: int = 0
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key written twice, which would otherwise silently win over the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UserError(f"line {node.start_mark.line + 1}: key '{key}' stands twice; keep one")
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
-def read_recipe(path: str | Path) -> Recipe:
+def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = True) -> Recipe:
     """Read a recipe file, or one of the package by its bare name (minimal, demo, paper).
+
+    Args:
+        path: the YAML file or the name.
+        files: labelled structures that take the place of ``data.files``.
+        streams: False leaves the composition and the structure stream out, for comparison.
 
     Raises:
         UserError: no such file, not YAML, an unknown key or a value that cannot be.
     """
-    path = _find(path)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    recipe = read(Recipe, content, path.name)
-    _check(recipe, path.name)
+    found = _find(Path(path))
+    recipe = read(Recipe, read_yaml(found), found.name)
+    _check(recipe, found.name)
+    if files:
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, files=tuple(str(f) for f in files)))
+    if not streams:
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, composition=None, structure=None))
     return recipe
 
 
-def _find(path: str | Path) -> Path:
-    bundled = RECIPES / f"{path}.yaml"
-    if Path(path).suffix == "" and not Path(path).exists() and bundled.parent == RECIPES and bundled.is_file():
-        return bundled
-    names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-    return existing(Path(path), f"a recipe (YAML), or one of the names {names}")
+def _find(path: Path) -> Path:
+    if not path.exists() and path.name == str(path) and path.suffix == "" and (RECIPES / f"{path}.yaml").is_file():
+        return RECIPES / f"{path}.yaml"
+    return existing(path, f"a recipe (YAML), or one of the names {', '.join(sorted(p.stem for p in RECIPES.glob('*.yaml')))}")
 
 
 def _check(recipe: Recipe, where: str) -> None:

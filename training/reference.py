@@ -77,7 +77,7 @@ class Reference:
         forces = np.array(self._lmp.gather_atoms("f", 1, 3)).reshape(-1, 3) @ turn
         xx, yy, zz, yz, xz, xy = (-self._lmp.get_thermo(k) / BAR for k in ("pxx", "pyy", "pzz", "pyz", "pxz", "pxy"))
         stress = turn.T @ np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]) @ turn
-        out = atoms.copy()
+        out: Atoms = atoms.copy()
         voigt = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
         out.calc = SinglePointCalculator(out, energy=self._lmp.get_thermo("pe"), forces=forces, stress=voigt)
         return out
@@ -147,7 +147,7 @@ class Reference:
         return np.asarray(turn, dtype=np.float64)
 
     def _positions(self, like: Atoms, turn: NDArray[np.float64]) -> Atoms:
-        out = like.copy()
+        out: Atoms = like.copy()
         out.positions = np.array(self._lmp.gather_atoms("x", 1, 3)).reshape(-1, 3) @ turn
         return out
 

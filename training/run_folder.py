@@ -121,7 +121,9 @@ def _identity(recipe: Recipe, data: Data) -> str:
     content = as_dict(recipe)
     for key in ("max_minutes", "save_every", "threads", "device"):
         del content["trainer"][key]
-    return json.dumps({"recipe": content, "data": sorted(data.files.values())})
+    for key in ("files", "validation_files"):  # may have moved; their content counts
+        del content["data"][key]
+    return json.dumps({**content, "content of the data files": [list(data.files.values()), as_dict(data.split)]})
 
 
 def _cell(value: float) -> str:

@@ -66,7 +66,7 @@ def read_frames(paths: Sequence[Path], elements: Sequence[str], cutoff: float) -
         UserError: a file that is missing, empty or unreadable; a structure without energy or forces, with labels that are
             not finite, with an element outside the model, with overlapping atoms or an impossible cell. Names the frame.
     """
-    frames = []
+    frames: list[Frame] = []
     for path in paths:
         n_before = len(frames)
         for k, atoms, trajectory in _structures(existing(path, "labelled structures (extxyz or an ASE database)")):

@@ -166,7 +166,9 @@ def _artifact(state: dict[str, Any], name: str) -> Artifact:
     if state.get("kind") != KIND:
         raise UserError(f"{name} is not an artifact of ours; expected a file written by `tfdeploy export`")
     if state["format"] > FORMAT:
-        raise UserError(f"{name} has artifact format {state['format']}, this version reads up to {FORMAT}; update triforces-deploy")
+        raise UserError(
+            f"{name} has artifact format {state['format']}, this version reads up to {FORMAT}; update triforces-deploy"
+        )
     if hashlib.sha256(state["metadata"].encode()).hexdigest() != state["metadata_sha256"]:
         raise damaged
     metadata = read(Metadata, json.loads(state["metadata"]), f"{name}: metadata")

@@ -117,7 +117,9 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, e.g. run/best.ckpt.")],
     out: Out = Path("triforces.pt"),
     dtype: Annotated[Literal["float64", "float32"], typer.Option(help="Precision of the network.")] = "float64",
-    composition: Annotated[Literal["live", "frozen"], typer.Option(help="Counted at run time, or that of --structure.")] = "live",
+    composition: Annotated[
+        Literal["live", "frozen"], typer.Option(help="Counted at run time, or that of --structure.")
+    ] = "live",
     structure: Annotated[Path | None, typer.Option(help="Structure whose composition is frozen.")] = None,
     to: Annotated[str, typer.Option(help="Compiled forms, comma-separated; 'eager' for none.")] = "aoti,torchscript",
     as_json: Json = False,

@@ -83,7 +83,7 @@ def supercell_of(host: str, n_atoms: int, rng: np.random.Generator | None = None
     name, structure = ("".join(crystal.elements), "zincblende") if two else (crystal.elements[0], "diamond")
     prototype = bulk(name, structure, crystal.a)
     transformation, repeats = _best_shape(n_atoms)
-    atoms = make_supercell(prototype, transformation)
+    atoms: Atoms = make_supercell(prototype, transformation)
     upright, _ = atoms.cell.standard_form()
     atoms.set_cell(upright, scale_atoms=True)
     atoms = atoms.repeat(repeats)
@@ -120,7 +120,7 @@ def vacancy(atoms: Atoms, rng: np.random.Generator, near: Near | None = None) ->
         raise UserError("a vacancy needs a structure of at least 2 atoms")
     k = _pick(atoms, np.arange(len(atoms)), rng, near, "a vacancy")
     centre, symbol = atoms.positions[k].copy(), atoms.symbols[k]
-    out = atoms.copy()
+    out: Atoms = atoms.copy()
     del out[k]
     return _noted(out, f"V_{symbol}", centre)
 
@@ -129,7 +129,7 @@ def substitution(atoms: Atoms, rng: np.random.Generator, near: Near | None = Non
     """Turn one atom into another element."""
     number = _number(element)
     k = _pick(atoms, np.flatnonzero(atoms.numbers != number), rng, near, f"a substitution by {element}")
-    out = atoms.copy()
+    out: Atoms = atoms.copy()
     out.numbers[k] = number
     return _noted(out, f"{element}_{atoms.symbols[k]}", atoms.positions[k].copy())
 
@@ -141,7 +141,7 @@ def antisite(atoms: Atoms, rng: np.random.Generator, near: Near | None = None) -
         raise UserError(f"an antisite needs a host of two elements; this one is {atoms.info.get('host')}; use a substitution")
     first, second = _number(own[0]), _number(own[1])
     k = _pick(atoms, np.flatnonzero(np.isin(atoms.numbers, (first, second))), rng, near, "an antisite")
-    out = atoms.copy()
+    out: Atoms = atoms.copy()
     out.numbers[k] = first if atoms.numbers[k] == second else second
     return _noted(out, f"{out.symbols[k]}_{atoms.symbols[k]}", atoms.positions[k].copy())
 
@@ -242,7 +242,7 @@ def _bonds(atoms: Atoms, k: int) -> NDArray[np.float64] | None:
 
 def _insert(atoms: Atoms, k: int, number: int, bonds: NDArray[np.float64], site: Site) -> Atoms:
     """Append an atom beside atom k, whose bonds come in any order; see :func:`interstitial`."""
-    out = atoms.copy()
+    out: Atoms = atoms.copy()
     place = atoms.positions[k] - bonds[0]
     if site == "hexagonal":  # half-way to the next tetrahedral place
         place = place - 0.5 * bonds[1]

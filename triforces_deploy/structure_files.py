@@ -19,7 +19,9 @@ def read_structures(path: Path) -> dict[str, Atoms]:
     try:
         found = cast(list[Atoms], read(path, index=":"))
     except Exception as error:  # every format of ASE fails in its own way
-        raise UserError(f"cannot read {path} as structures: {str(error).splitlines()[0] if str(error) else 'no content'}") from error
+        raise UserError(
+            f"cannot read {path} as structures: {str(error).splitlines()[0] if str(error) else 'no content'}"
+        ) from error
     if not found:
         raise UserError(f"{path} holds no structure")
     return {f"{path.name}[{k}]": atoms for k, atoms in enumerate(found)}
