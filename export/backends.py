@@ -17,7 +17,7 @@ import torch
 from torch.fx import GraphModule
 
 from triforces_deploy.graph import Graph
-from triforces_deploy.payloads import PayloadInfo, Unusable, aoti_target, flat_inputs
+from triforces_deploy.payloads import PayloadInfo, UnusableError, aoti_target, flat_inputs
 
 PORTABLE_X86 = {"cpp.march": "x86-64-v3", "cpp.simdlen": 256}
 """Inductor's default is the compiling machine's own instruction set, which kills the process on an older CPU."""
@@ -41,7 +41,7 @@ def compile_payload(backend: str, module: GraphModule, example: Graph, dtype: st
         dtype: precision of the network, for the record.
 
     Raises:
-        Unusable: it cannot be compiled on this machine; the message says why.
+        UnusableError: it cannot be compiled on this machine; the message says why.
     """
     target, lower = BACKENDS[backend]
     content = lower(module, example)
@@ -60,14 +60,14 @@ def _to_torchscript(module: GraphModule, example: Graph) -> bytes:  # noqa: ARG0
     named.recompile()
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
+        warnings.simplefilter("ignore")  # that it is deprecated, and remarks on torch's own module
         torch.jit.save(torch.jit.script(named), buffer)
     return buffer.getvalue()
 
 
 def _to_aoti(module: GraphModule, example: Graph) -> bytes:
     if shutil.which("g++") is None:
-        raise Unusable("no C++ compiler (g++) on the path; install one, e.g. `apt install g++`")
+        raise UnusableError("no C++ compiler (g++) on the path; install one, e.g. `apt install g++`")
     n_atoms, n_edges, n_structures = (torch.export.Dim(name, min=0) for name in ("N", "E", "G"))
     shapes = ({0: n_atoms}, {1: n_edges}, {0: n_edges}, {0: n_atoms}, {0: n_atoms}, {0: n_structures})
     program = torch.export.export(module, flat_inputs(example), dynamic_shapes=shapes)

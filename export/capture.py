@@ -27,7 +27,8 @@ def capture(model: Model, example: Graph) -> GraphModule:
 
     def flat(*tensors: Tensor) -> tuple[Tensor, Tensor]:
         graph = Graph(cell=cell, **dict(zip(INPUTS, tensors, strict=True)))
-        return tuple(evaluate(model, graph))
+        energies, edge_forces = evaluate(model, graph)
+        return energies, edge_forces  # a plain tuple: torch.export does not know ours
 
     with torch.no_grad():
         return make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*flat_inputs(example))

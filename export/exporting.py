@@ -20,7 +20,7 @@ from triforces_deploy.files import sha256_of
 from triforces_deploy.graph import Graph, collate
 from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
-from triforces_deploy.payloads import Unusable
+from triforces_deploy.payloads import UnusableError
 from triforces_deploy.potential import Facts, Potential
 
 from .backends import BACKENDS, Payload, compile_payload
@@ -108,7 +108,7 @@ def _facts(model: Model, options: ExportOptions) -> Facts:
         raise UserError("--composition frozen: this model has no composition stream, there is nothing to freeze")
     if options.structure is None or len(options.structure) == 0:
         raise UserError("--composition frozen needs --structure FILE, the structure whose composition is meant")
-    reference = dict(Counter(options.structure.get_chemical_symbols()))
+    reference: dict[str, int] = dict(Counter(options.structure.get_chemical_symbols()))
     strange = sorted(set(reference) - set(facts.elements))
     if strange:
         raise UserError(f"--structure holds {', '.join(strange)}, the model knows {', '.join(facts.elements)} only")
@@ -141,7 +141,7 @@ def _compile(model: Model, options: ExportOptions, report: Report) -> tuple[list
         report(f"compiling for {backend}")
         try:
             payloads.append(compile_payload(backend, module, example, options.dtype))
-        except Unusable as error:
+        except UnusableError as error:
             notes.append(f"back end {backend} left out: {error}")
             report(notes[-1])
     return payloads, notes

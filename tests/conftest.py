@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_model
 
+from tests.tiny import tiny_model
 from triforces_deploy import checkpoint
 from triforces_deploy.export.exporting import ExportOptions, export
 

@@ -16,7 +16,7 @@ from ase.build import bulk, molecule
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ranks import Counter, check_split, deviation
+from tests.ranks import Counter, check_split, deviation
 from triforces_deploy import exchange
 from triforces_deploy.backbones.base import Backbone
 from triforces_deploy.backbones.table import backbone_class

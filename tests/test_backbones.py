@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from contract import CHECKS, Subject
+from tests.contract import CHECKS, Subject
 from triforces_deploy.backbones.table import BACKBONES
 
 SMALL: dict[str, dict[str, Any]] = {

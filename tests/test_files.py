@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from ase.build import bulk
-from tiny import tiny_model
 
+from tests.tiny import tiny_model
 from triforces_deploy import artifact, checkpoint
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import replacing
@@ -119,11 +119,11 @@ def test_a_changed_weight_is_noticed_even_in_a_valid_file(tiny_artifact: Path, t
 def test_newer_formats_are_named(tiny_checkpoint: Path, tiny_artifact: Path, tmp_path: Path) -> None:
     content = torch.load(tiny_checkpoint, weights_only=True)
     torch.save({**content, "format": 99}, tmp_path / "new.ckpt")
-    with pytest.raises(UserError, match="format 99.*update triforces-deploy"):
+    with pytest.raises(UserError, match=r"format 99.*update triforces-deploy"):
         checkpoint.load(tmp_path / "new.ckpt")
     state = torch.load(tiny_artifact, weights_only=False).state
     torch.save(Unified({**state, "format": 99}), tmp_path / "new.pt")
-    with pytest.raises(UserError, match="format 99.*update triforces-deploy"):
+    with pytest.raises(UserError, match=r"format 99.*update triforces-deploy"):
         artifact.load(tmp_path / "new.pt")
 
 
@@ -146,9 +146,14 @@ def test_a_zip_that_is_no_torch_file(tmp_path: Path) -> None:
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+
+    def stopped() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
@@ -158,7 +163,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     program = """
 import resource, signal, sys
 from pathlib import Path
-from tiny import tiny_model
+from tests.tiny import tiny_model
 from triforces_deploy import checkpoint
 from triforces_deploy.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -169,7 +174,7 @@ except UserError as error:
     print(error)
 """
     assert resource.RLIMIT_FSIZE is not None
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=60, check=False
     )

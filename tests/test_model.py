@@ -9,8 +9,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, graphene, molecule
-from tiny import TINY, tiny_model
 
+from tests.tiny import TINY, tiny_model
 from triforces_deploy import derivatives
 from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model

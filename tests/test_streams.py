@@ -106,7 +106,7 @@ def test_power_spectrum_of_two_neighbours(structure: StructureStream) -> None:
     cosine = float(vectors[0] @ vectors[1] / r.prod())
     own = phi[0][:, None] * phi[0] + phi[1][:, None] * phi[1]
     cross = phi[0][:, None] * phi[1] + phi[1][:, None] * phi[0]
-    expected = [((2 * l + 1) / (4 * math.pi) * (own + cross * eval_legendre(l, cosine)))[np.triu_indices(8)] for l in range(5)]
+    expected = [((2 * n + 1) / (4 * math.pi) * (own + cross * eval_legendre(n, cosine)))[np.triu_indices(8)] for n in range(5)]
     np.testing.assert_allclose(seen[0][0].detach().numpy(), np.concatenate(expected), rtol=1e-11, atol=1e-15)
     assert seen[0][1:].abs().max() == 0
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import pickle
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from triforces_deploy.config import ModelConfig, as_dict, read
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing, replacing
 from triforces_deploy.model import Model
-from triforces_deploy.payloads import PayloadInfo, Unusable, open_payload
+from triforces_deploy.payloads import PayloadInfo, UnusableError, open_payload
 from triforces_deploy.potential import Facts, Potential
 from triforces_deploy.unified import Unified
 
@@ -93,15 +94,15 @@ def potential(artifact: Artifact, name: str, backend: str | None = None) -> Pote
     notes: list[str] = []
     for choice in PREFERENCE if backend is None else (backend,):
         if choice == "eager":
-            model = rebuild(artifact)
-            return Potential(artifact.metadata.facts, lambda g: derivatives.evaluate(model, g), "eager", tuple(notes))
+            run = partial(derivatives.evaluate, rebuild(artifact))
+            return Potential(artifact.metadata.facts, run, "eager", tuple(notes))
         if choice not in known:
             why = f"the file holds no {choice} payload"
         else:
             try:
-                run = open_payload(known[choice], artifact.payloads[choice])
-                return Potential(artifact.metadata.facts, run, choice, tuple(notes))
-            except Unusable as error:
+                compiled = open_payload(known[choice], artifact.payloads[choice])
+                return Potential(artifact.metadata.facts, compiled, choice, tuple(notes))
+            except UnusableError as error:
                 why = str(error)
         notes.append(f"back end {choice} not used: {why}")
     raise UserError(f"{name}: {notes[-1]}; available: {', '.join([*known, 'eager'])}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from triforces_deploy.neighbours import CachedNeighbours
 from triforces_deploy.potential import Potential
 
 
-class TriForcesCalculator(Calculator):  # type: ignore[misc]
+class TriForcesCalculator(Calculator):
     """Energies, forces and stress of an exported potential.
 
     Args:
@@ -28,7 +28,13 @@ class TriForcesCalculator(Calculator):  # type: ignore[misc]
         skin: Å. The neighbour list is made for cutoff + skin and made again when an atom has moved half of it.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+    implemented_properties = [  # noqa: RUF012 - ASE's own contract
+        "energy",
+        "free_energy",
+        "energies",
+        "forces",
+        "stress",
+    ]
 
     def __init__(self, potential: str | Path | Potential, skin: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -40,7 +46,7 @@ class TriForcesCalculator(Calculator):  # type: ignore[misc]
     ) -> None:
         """Fill ``results``: eV, eV/Å, eV/Å³ (Voigt, ASE's sign); no stress for what has no volume."""
         super().calculate(atoms, properties, system_changes)
-        graph = self._neighbours.graph(self.atoms)
+        graph = self._neighbours.graph(cast(Atoms, self.atoms))
         with torch.no_grad():
             result = self.potential.evaluate(graph)
             self.results = _results(result, graph)

@@ -69,7 +69,7 @@ def load(path: Path) -> tuple[Model, dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not a checkpoint of ours, or is damaged; make it again with `tfdeploy train`") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
@@ -78,6 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has checkpoint format {content['format']}, this version reads up to {FORMAT}; update triforces-deploy"
         )
-    while content["format"] < FORMAT:
-        content = UPGRADES[content["format"]](content)
-    return content
+    upgraded: dict[str, Any] = content
+    while upgraded["format"] < FORMAT:
+        upgraded = UPGRADES[upgraded["format"]](upgraded)
+    return upgraded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -242,7 +243,7 @@ def _show(title: str, result: object, as_json: bool) -> None:
     _print([record_table(title, result)], record(result), as_json)
 
 
-def _print(tables: list[object], data: object, as_json: bool) -> None:
+def _print(tables: Sequence[object], data: object, as_json: bool) -> None:
     from triforces_deploy.tables import console, dump
 
     if as_json:

@@ -16,9 +16,6 @@ from triforces_deploy.potential import Facts
 from triforces_deploy.streams.composition import CompositionStream
 from triforces_deploy.streams.structure import StructureStream
 
-STREAMS = ("composition", "structure", "interaction")
-"""The order in which features are concatenated."""
-
 
 class Model(nn.Module):
     """TriForces: h_i = [h_i^composition ‖ h_i^structure ‖ h_i^interaction],  E = Σ_i (s·ε(h_i) + E0[Z_i]).
@@ -53,14 +50,17 @@ class Model(nn.Module):
     """() float64, eV. What one unit of the network's output means."""
 
     def embeddings(self, graph: Graph) -> dict[str, Tensor]:
-        """Features of each stream by name, (N, width of the stream); a stream that is left out is absent."""
+        """Features of each stream by name, (N, width of the stream), in the order in which they are concatenated.
+
+        A stream that is left out is absent.
+        """
         streams = {"composition": self.composition, "structure": self.structure, "interaction": self.interaction}
-        return {name: streams[name](graph) for name in STREAMS if streams[name] is not None}
+        return {name: stream(graph) for name, stream in streams.items() if stream is not None}
 
     def forward(self, graph: Graph) -> Tensor:
         """Energies of the atoms, (N,) float64, eV."""
         features = torch.cat(list(self.embeddings(graph).values()), dim=1)
-        energies = self.scale * self.head(features).to(torch.float64) + self.references[graph.numbers]
+        energies: Tensor = self.scale * self.head(features).to(torch.float64) + self.references[graph.numbers]
         return energies if self.zbl is None else energies + self.zbl(graph)
 
     def set_network_dtype(self, dtype: torch.dtype) -> None:

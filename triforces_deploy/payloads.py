@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ X86_64_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "mov
 """What Linux calls the features of the portable instruction set that we compile for (``abm`` is lzcnt)."""
 
 
-class Unusable(Exception):
+class UnusableError(Exception):
     """Why a payload cannot run here; never fatal, since the model itself is in the file."""
 
 
@@ -56,7 +55,7 @@ def open_payload(info: PayloadInfo, content: bytes) -> Run:
     """Make a payload callable.
 
     Raises:
-        Unusable: another torch, another kind of machine, or the loader refused; the message says which.
+        UnusableError: another torch, another kind of machine, or the loader refused; the message says which.
     """
     return {"aoti": _open_aoti, "torchscript": _open_torchscript}[info.backend](info, content)
 
@@ -64,7 +63,7 @@ def open_payload(info: PayloadInfo, content: bytes) -> Run:
 def _open_aoti(info: PayloadInfo, content: bytes) -> Run:
     _check_torch(info)
     if info.target != aoti_target():
-        raise Unusable(f"compiled for {info.target}, this machine is {aoti_target()}")
+        raise UnusableError(f"compiled for {info.target}, this machine is {aoti_target()}")
     # Unpacked below a folder of ours that goes as soon as the code is mapped: the loader cleans up only when Python ends
     # properly, which it does not inside LAMMPS, and campaigns would fill the disk. The loader underneath
     # torch._inductor's own is used because importing that costs seconds.
@@ -72,9 +71,9 @@ def _open_aoti(info: PayloadInfo, content: bytes) -> Run:
         package = Path(folder) / "model.pt2"
         package.write_bytes(content)
         try:
-            compiled = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, -1)  # type: ignore[attr-defined]
+            compiled = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, -1)
         except RuntimeError as error:
-            raise Unusable(str(error).splitlines()[0]) from error
+            raise UnusableError(str(error).splitlines()[0]) from error
 
     def run(graph: Graph) -> Evaluation:
         return Evaluation(*compiled.run(list(flat_inputs(graph))))
@@ -103,7 +102,7 @@ def _open_torchscript(info: PayloadInfo, content: bytes) -> Run:
         try:
             script = torch.jit.load(io.BytesIO(content), map_location="cpu")
         except RuntimeError as error:
-            raise Unusable(str(error).splitlines()[0]) from error
+            raise UnusableError(str(error).splitlines()[0]) from error
 
     def run(graph: Graph) -> Evaluation:
         with torch.no_grad():
@@ -115,7 +114,7 @@ def _open_torchscript(info: PayloadInfo, content: bytes) -> Run:
 def _check_torch(info: PayloadInfo) -> None:
     here = torch.__version__.split("+")[0]
     if info.torch.split("+")[0] != here:
-        raise Unusable(f"made with torch {info.torch}, here is {here}; export again to have it")
+        raise UnusableError(f"made with torch {info.torch}, here is {here}; export again to have it")
 
 
 def aoti_target() -> str:
@@ -132,4 +131,4 @@ def _cpu_flags() -> set[str]:
     except OSError:
         return set()
     flags = next((line for line in lines if line.startswith("flags")), "")
-    return set(cast(str, flags).partition(":")[2].split())
+    return set(flags.partition(":")[2].split())

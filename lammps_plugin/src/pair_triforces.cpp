@@ -28,6 +28,8 @@ PairTriforces::PairTriforces(LAMMPS *lmp) : Pair(lmp), counts_(TF_ELEMENTS)
   one_coeff = 1;
   manybody_flag = 1;
   centroidstressflag = CENTROID_NOTAVAIL;
+  // LAMMPS' shortcut sums x*fy alone, which is the shear stress only of models that are exactly equivariant.
+  no_virial_fdotr_compute = 1;
   // LAMMPS sizes its buffers by these once; wider rows travel in several pieces.
   comm_forward = comm_reverse = 64;
 }
@@ -217,7 +219,6 @@ void PairTriforces::tally()
   if (eflag_atom)
     for (int r = 0; r < rows_.owned; ++r) eatom[rows_.atom[r]] += step_.energies[r];
   if (vflag_either) tally_virial();
-  if (vflag_fdotr) virial_fdotr_compute();
 }
 
 // LAMMPS' virial is minus the strain derivative of the energy; each atom of a pair gets half.

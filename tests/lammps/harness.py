@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 import subprocess
@@ -77,6 +78,21 @@ class Host:
         for kind, symbol in enumerate(elements, start=1):
             self(f"mass {kind} {atomic_masses[atomic_numbers[symbol]]}")
         self("neighbor 1.0 bin\ncompute each all pe/atom\ncompute sum all reduce sum c_each")
+
+    def atoms(self, elements: Sequence[str] = ("Si", "Ge")) -> Atoms:
+        """The structure as LAMMPS has it now, in the order of the atoms' ids."""
+        n = self.lmp.get_natoms()
+        low, high, xy, yz, xz, periodic, _ = self.lmp.extract_box()
+        cell = np.diag(np.subtract(high, low))
+        cell[1, 0], cell[2, 0], cell[2, 1] = xy, xz, yz
+        kinds = self.lmp.gather_atoms("type", 0, 1)
+        positions = np.array(self.lmp.gather_atoms("x", 1, 3)).reshape(n, 3) - low
+        return Atoms([elements[k - 1] for k in kinds], positions=positions, cell=cell, pbc=np.array(periodic, bool))
+
+    def move(self, positions: Array) -> None:
+        """Put the atoms elsewhere, in the order of their ids."""
+        flat = np.ascontiguousarray(positions, dtype=float).ravel()
+        self.lmp.scatter_atoms("x", 1, 3, flat.ctypes.data_as(ctypes.c_void_p))
 
     def result(self, steps: int = 0) -> Result:
         """Run and read the outcome at the last step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -10,7 +11,7 @@ from torch import nn
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers of the given widths with SiLU between them and none after the last."""
     layers: list[nn.Module] = []
-    for k, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for k, (n_in, n_out) in enumerate(pairwise(sizes)):
         if k:
             layers.append(nn.SiLU())
         layers.append(nn.Linear(n_in, n_out))
