@@ -23,6 +23,7 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS
 from triforces_deploy.lammps_plugin.session import Session, StepLike
 from triforces_deploy.lammps_plugin.startup import Run
+from triforces_deploy.neighbours import OVERLAP
 
 ABI = 1
 TEXT = 16384
@@ -31,7 +32,7 @@ TEXT = 16384
 class FactsStruct(Structure):
     """``tf_facts``."""
 
-    _fields_ = (("cutoff", c_double), ("bidirectional", c_int32), ("exchanges", c_int32))
+    _fields_ = (("cutoff", c_double), ("overlap", c_double), ("bidirectional", c_int32), ("exchanges", c_int32))
 
 
 class RunStruct(Structure):
@@ -107,7 +108,7 @@ class Bridge:
         number[0] = next(self._numbers)
         self._sessions[number[0]] = session
         its = session.potential.facts
-        facts[0] = FactsStruct(its.cutoff, its.bidirectional, its.n_exchanges)
+        facts[0] = FactsStruct(its.cutoff, OVERLAP, its.bidirectional, its.n_exchanges)
 
     def map(self, number: int, names: bytes, numbers: Any) -> None:
         for kind, atomic_number in enumerate(self._sessions[number].map(names.decode().split()), start=1):

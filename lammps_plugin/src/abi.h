@@ -13,6 +13,7 @@ enum { TF_TEXT = 16384, TF_ELEMENTS = 119 };
 // What LAMMPS must know of a potential before it asks for neighbours.
 typedef struct {
   double cutoff;             // Å
+  double overlap;            // Å; atoms closer than this are a mistake
   int32_t bidirectional;     // ghosts need the mirrored edges too
   int32_t exchanges;         // calls of the exchange each way
 } tf_facts;

@@ -3,7 +3,7 @@
 #include "neigh_list.h"
 
 #include <algorithm>
-#include <stdexcept>
+#include <cmath>
 
 using namespace LAMMPS_NS;
 
@@ -16,7 +16,8 @@ void triforces::Edges::build(const NeighList *list, const double *x, const Rows 
   const double limit = cutoff * cutoff;
   int64_t *row_of_neighbour = index_.data();
   int64_t e = 0;
-  int outside = 0;
+  int any_row = 0;    // its sign bit gathers those of all rows
+  double closest = limit;
   centre_.assign(list->ilist, list->ilist + list->inum);
   first_.resize(list->inum + 1);
   for (int k = 0; k < list->inum; ++k) {
@@ -24,22 +25,25 @@ void triforces::Edges::build(const NeighList *list, const double *x, const Rows 
     const int *neighbours = list->firstneigh[i];
     const double xi = x[3 * i], yi = x[3 * i + 1], zi = x[3 * i + 2];
     first_[k] = e;
-    outside |= rows.row[i];
+    any_row |= rows.row[i];
     for (int n = 0; n < list->numneigh[i]; ++n) {
       const int j = neighbours[n] & NEIGHMASK;
       const double dx = x[3 * j] - xi, dy = x[3 * j + 1] - yi, dz = x[3 * j + 2] - zi;
       row_of_neighbour[e] = rows.row[j];
       neighbour_[e] = j;
-      outside |= rows.row[j];
+      any_row |= rows.row[j];
       vector_[3 * e] = dx;
       vector_[3 * e + 1] = dy;
       vector_[3 * e + 2] = dz;
-      e += dx * dx + dy * dy + dz * dz < limit;    // no branch to mispredict: a pair too long is written over
+      const double distance2 = dx * dx + dy * dy + dz * dz;
+      closest = std::min(closest, distance2);
+      e += distance2 < limit;    // no branch to mispredict: a pair too long is written over
     }
   }
   first_[list->inum] = e;
   count_ = e;
-  if (outside < 0) throw std::runtime_error("an atom changed between a type of this pair style and NULL without a new neighbor list");
+  knows_stranger_ = any_row < 0;
+  shortest_ = std::sqrt(closest);
   mirrored_.clear();
   if (mirror_ghosts) mirror(rows);
 

@@ -25,6 +25,16 @@ class Edges {
   const int64_t *index() const { return index_.data(); }
   const double *vector() const { return vector_.data(); }
 
+  double shortest() const { return shortest_; }              // distance of the closest pair; the cutoff if there is none
+  bool knows_stranger() const { return knows_stranger_; }    // an atom in the list has no row
+
+  // Calls visit(i, j, r) for every pair of atoms.
+  template <typename Visit> void for_each_pair(Visit &&visit) const
+  {
+    for (size_t k = 0; k < centre_.size(); ++k)
+      for (int64_t e = first_[k]; e < first_[k + 1]; ++e) visit(centre_[k], neighbour_[e], &vector_[3 * e]);
+  }
+
   // Calls visit(i, j, r, f) for every pair of atoms with f = dE/dr; a mirror image counts as -f of its original.
   template <typename Visit> void for_each(const double *edge_forces, Visit &&visit) const
   {
@@ -54,6 +64,8 @@ class Edges {
   std::vector<int> centre_;        // i of each group of edges
   std::vector<int64_t> first_;     // the first edge of each group, and the end
   std::vector<Mirror> mirrored_;
+  double shortest_ = 0;
+  bool knows_stranger_ = false;
   int64_t count_ = 0;              // edges without mirror images
 };
 

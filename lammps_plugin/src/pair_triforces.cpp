@@ -108,9 +108,8 @@ void PairTriforces::init_style()
   started_ = false;
 }
 
-double PairTriforces::init_one(int i, int j)
+double PairTriforces::init_one(int, int)
 {
-  if (setflag[i][j] == 0) error->all(FLERR, "All pair coeffs are not set: NULL stands for types of another pair style only");
   return facts_.cutoff;
 }
 
@@ -119,12 +118,11 @@ void PairTriforces::compute(int eflag, int vflag)
   ev_init(eflag, vflag);
   take_atoms();
   if (!started_) start();
-  try {
-    const double *x = atom->nlocal + atom->nghost > 0 ? atom->x[0] : nullptr;
-    edges_.build(list, x, rows_, facts_.cutoff, facts_.bidirectional && rows_.any_ghosts());
-  } catch (std::runtime_error &failure) {
-    error->one(FLERR, std::string(failure.what()));
-  }
+  const double *x = atom->nlocal + atom->nghost > 0 ? atom->x[0] : nullptr;
+  edges_.build(list, x, rows_, facts_.cutoff, facts_.bidirectional && rows_.any_ghosts());
+  if (edges_.knows_stranger())
+    error->one(FLERR, "an atom changed between a type of this pair style and NULL without a new neighbor list");
+  if (edges_.shortest() < facts_.overlap) require_no_overlap();
   evaluate();
   tally();
 }
@@ -247,10 +245,21 @@ void PairTriforces::require_finite(double energy)
   if (!std::isfinite(energy)) error->one(FLERR, "the total energy is not finite");
 }
 
+// Atoms so close are a mistake in the input, and no network was trained for them.
+void PairTriforces::require_no_overlap()
+{
+  edges_.for_each_pair([this](int i, int j, const double *r) {
+    const double distance = std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
+    if (distance < facts_.overlap)
+      error->one(FLERR, "atoms " + std::to_string(atom->tag[i]) + " and " + std::to_string(atom->tag[j]) + " are " +
+                     std::to_string(distance) + " Angstrom apart; remove one of them, for example with delete_atoms overlap");
+  });
+}
+
 std::string PairTriforces::location(int i) const
 {
   double nearest = facts_.cutoff * facts_.cutoff;
-  edges_.for_each(step_.edge_forces, [i, &nearest](int centre, int, const double *r, const double *) {
+  edges_.for_each_pair([i, &nearest](int centre, int, const double *r) {
     if (centre == i) nearest = std::fmin(nearest, r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
   });
   return "atom " + std::to_string(atom->tag[i]) + " (type " + std::to_string(atom->type[i]) + ", nearest neighbour at " +

@@ -57,6 +57,7 @@ class PairTriforces : public LAMMPS_NS::Pair {
   void evaluate();
   void tally();
   void tally_virial();
+  void require_no_overlap();
   void require_finite(double energy);
   void all_or_error(int32_t status);
   std::string location(int i) const;

@@ -130,7 +130,7 @@ def run(command: Sequence[str], folder: Path, ranks: int, env: dict[str, str] | 
     done = subprocess.run(
         [str(BIN / "mpirun"), "-np", str(ranks), *command] if ranks > 1 else list(command),
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1", **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from ase.io import write
 
 from tests.lammps import cases
 from tests.lammps.harness import Array, expected, frames, lmp
+from triforces_deploy.artifact import load
+from triforces_deploy.export.exporting import ExportOptions, export
 from triforces_deploy.potential import Potential
 
 SYSTEM = """
@@ -28,7 +31,7 @@ pair_style triforces {artifact}
 pair_coeff * * Si Ge
 compute e all pe/atom
 compute v all stress/atom NULL pair
-thermo 5
+thermo 3
 thermo_style custom step pe press pxx pyy pzz pxy pxz pyz
 thermo_modify format float %.16g norm no
 dump 1 all custom {steps} {name}.dump id x y z fx fy fz c_e c_v[*]
@@ -38,30 +41,32 @@ run {steps}
 """
 
 MOVE = "velocity all create 2000 7 loop all dist gaussian\nfix 1 all nve"
-BALANCE = MOVE + "\nbalance 0.9 rcb\nfix 2 all balance 4 0.9 rcb"
+BALANCE = MOVE + "\nbalance 0.9 rcb\nfix 2 all balance 3 0.9 rcb"
 SYSTEMS = {
     # name of the structure: (boundary, communication, steps, commands before the run)
-    "orthogonal": ("p p p", "brick", 10, MOVE),
-    "triclinic": ("p p p", "brick", 10, MOVE),
-    "slab": ("p p f", "tiled", 10, BALANCE),
-    "below_cutoff": ("p p p", "brick", 10, MOVE),
+    "orthogonal": ("p p p", "brick", 6, MOVE),
+    "triclinic": ("p p p", "brick", 6, MOVE),
+    "slab": ("p p f", "tiled", 6, BALANCE),
+    "below_cutoff": ("p p p", "brick", 6, MOVE),
     "far_apart": ("p p p", "brick", 1, ""),
     "lonely": ("p p p", "brick", 1, ""),
 }
 
 
-def simulate(folder: Path, artifact: Path, ranks: int, env: dict[str, str] | None = None) -> tuple[dict[str, Array], str]:
-    """All systems in one go: the last frame of each dump and each system's thermo table, flattened."""
+def simulate(
+    folder: Path, artifact: Path, ranks: int, names: Sequence[str] = tuple(SYSTEMS), env: dict[str, str] | None = None
+) -> tuple[dict[str, Array], str]:
+    """Several systems in one go: the last frame of each dump and each system's thermo table, flattened."""
     script = ""
-    for name, (boundary, comm, steps, before) in SYSTEMS.items():
+    for name in names:
+        boundary, comm, steps, before = SYSTEMS[name]
         write(folder / f"{name}.data", cases.ALL[name](), format="lammps-data", specorder=["Si", "Ge"], units="metal")
         script += SYSTEM.format(name=name, boundary=boundary, comm=comm, steps=steps, before=before, artifact=artifact)
     ended = lmp(script, folder, ranks, env)
     assert ended.code == 0, ended.text
     tables = ended.text.split("   Step ")[1:]
-    assert len(tables) == len(SYSTEMS)
     numbers = {}
-    for name, table in zip(SYSTEMS, tables, strict=True):
+    for name, table in zip(names, tables, strict=True):
         rows = [line.split() for line in table.split("Loop time")[0].splitlines()[1:]]
         numbers[name + " thermo"] = np.array([row for row in rows if row and row[0].isdigit()], dtype=float)
         numbers[name] = frames(folder / f"{name}.dump")[-1]
@@ -77,7 +82,7 @@ def deviations(found: dict[str, Array], wanted: dict[str, Array]) -> dict[str, f
     """Largest difference of each quantity over its largest value."""
     columns = {"x": slice(1, 4), "f": slice(4, 7), "e": slice(7, 8), "v": slice(8, 14)}
     result = {}
-    for name in SYSTEMS:
+    for name in [name for name in SYSTEMS if name in found]:
         for key, part in columns.items():
             a, b = found[name][:, part], wanted[name][:, part]
             result[f"{name} {key}"] = float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-6))
@@ -93,7 +98,7 @@ def test_ranks_do_not_matter(ranks: int, alone: dict[str, Array], tiny_artifact:
     worst = deviations(found, alone)
     assert max(worst.values()) <= 1e-10, worst
     assert f"MPI between {ranks} ranks, 4 times forward and backward" in text
-    assert "0 min" in text.split("lonely.data")[1], "no rank was empty"
+    assert "0 min" in text.split("Nlocal:")[-1], "no rank was empty"
 
 
 def test_one_rank_is_right(alone: dict[str, Array], tiny: Potential) -> None:
@@ -111,20 +116,18 @@ def test_without_the_exchange_it_is_wrong(alone: dict[str, Array], tiny_artifact
         "    from triforces_deploy.lammps_plugin.halo import Halo\n"
         "    Halo._moved = lambda self, rows, adjoint: rows.clone()\n"
     )
-    worst = deviations(simulate(tmp_path, tiny_artifact, 2, {"PYTHONPATH": str(tmp_path)})[0], alone)
+    worst = deviations(simulate(tmp_path, tiny_artifact, 2, ["orthogonal"], {"PYTHONPATH": str(tmp_path)})[0], alone)
     assert worst["orthogonal f"] > 1e-3
     assert worst["orthogonal energy"] > 1e-6
 
 
 def test_single_precision_ranks(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Rows of single-precision numbers take another way through the buffers."""
-    from triforces_deploy.export.exporting import ExportOptions, export
-
     artifact = tmp_path / "single.pt"
     export(tiny_checkpoint, artifact, ExportOptions(dtype="float32", backends=()))
-    found = []
-    for ranks in (1, 2):
-        folder = tmp_path / str(ranks)
-        folder.mkdir()
-        found.append(simulate(folder, artifact, ranks)[0])
-    assert max(deviations(found[1], found[0]).values()) < 2e-4
+    (found, _) = simulate(tmp_path, artifact, 2, ["orthogonal"])
+    atoms = cases.orthogonal()
+    atoms.positions = found["orthogonal"][:, 1:4]
+    wanted = expected(atoms, load(artifact))
+    np.testing.assert_allclose(found["orthogonal"][:, 4:7], wanted.forces, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["orthogonal"][:, 7], wanted.energies, rtol=0, atol=1e-5)

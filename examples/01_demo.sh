@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# From nothing to LAMMPS on two ranks: every step is one command. `make demo` runs this; so can you.
+# Usage: 01_demo.sh FOLDER
+set -euo pipefail
+out=${1:?usage: 01_demo.sh FOLDER}
+recipe=$(cd "$(dirname "$0")/.." && pwd)/training/recipes/demo.yaml
+rm -rf "$out" && mkdir -p "$out" && cd "$out"
+begin=$SECONDS
+step() { printf '\n\033[1m[%3d s] %s\033[0m\n' $((SECONDS - begin)) "$*" >&2; "$@"; }
+
+step tfdeploy label -o labels.extxyz
+
+# The model and its baseline of the same budget train side by side, a core each.
+export OMP_NUM_THREADS=1
+(tfdeploy train "$recipe" --no-streams --data labels.extxyz -o baseline > baseline.txt 2>&1) &
+baseline=$!
+trap 'kill $baseline 2>/dev/null || true' EXIT
+step tfdeploy train "$recipe" --data labels.extxyz -o run
+wait $baseline
+trap - EXIT
+unset OMP_NUM_THREADS
+
+step tfdeploy evaluate run/best.ckpt -o values.npz
+tfdeploy evaluate run/best.ckpt --json > errors.json
+tfdeploy evaluate baseline/best.ckpt --json > errors-baseline.json
+step tfdeploy export run/best.ckpt -o triforces.pt
+step tfdeploy verify triforces.pt --against run/best.ckpt
+tfdeploy verify triforces.pt --against run/best.ckpt --json > verify.json
+
+step tfdeploy defect triforces.pt --host Si --atoms 1000 --vacancies 2 --interstitial Si --substitute Ge:3 \
+  --nvt 200 --nve 300 --every 10 -o md
+cd md
+step lmp -in in.defect -var name one -log one.log > one.txt
+step mpirun -np 2 lmp -in in.defect -var name two -log two.log > two.txt
+cd ..
+
+step tfdeploy report .
+printf '\nDone in %d s. Open %s/report.html\n' $((SECONDS - begin)) "$out"

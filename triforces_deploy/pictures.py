@@ -1,0 +1,102 @@
+"""The pictures of a report, one function each; all return the path they wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triforces_deploy.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Columns = Mapping[str, NDArray[np.float64]]
+INK, ACCENT, OTHER = "#31456a", "#d1495b", "#3d8b7d"
+
+
+def parity(values: Path, out: Path) -> Path:
+    """Predictions against labels: energy per atom and force components of held-out structures.
+
+    Args:
+        values: the arrays that ``tfdeploy evaluate -o`` writes.
+        out: PNG.
+    """
+    figure = _figure(10, 4.6)
+    with np.load(values) as data:
+        panels = (("energy", "eV/atom", data["energy"]), ("force component", "eV/Å", data["forces"].reshape(-1, 2)))
+    for k, (what, unit, pairs) in enumerate(panels):
+        axes = figure.add_subplot(1, 2, k + 1)
+        low, high = float(pairs.min()), float(pairs.max())
+        axes.plot([low, high], [low, high], color="#999", lw=1)
+        axes.plot(pairs[:, 0], pairs[:, 1], ".", ms=3 if k else 6, alpha=0.4 if k else 0.8, color=INK)
+        axes.set(xlabel=f"labelled {what}, {unit}", ylabel=f"predicted, {unit}", title=f"Held-out defects: {what}")
+    return _save(figure, out)
+
+
+def learning(runs: Mapping[str, Columns], out: Path) -> Path:
+    """Validation error of forces in the course of training; ``runs`` gives the columns of each log by label."""
+    figure = _figure(7, 3.6)
+    axes = figure.add_subplot()
+    for (label, run), color in zip(runs.items(), (INK, ACCENT), strict=False):
+        axes.plot(run["step"], run["val_forces_rmse"], "o-", ms=3, label=label, color=color)
+    axes.set(xlabel="step", ylabel="force RMSE, meV/Å", yscale="log", title="Learning, validation trajectories")
+    axes.legend(frameon=False)
+    return _save(figure, out)
+
+
+def energies(runs: Mapping[str, Sequence[Columns]], n_atoms: int, out: Path) -> Path:
+    """Total energy at constant energy, the last run of each label, relative to its start."""
+    figure = _figure(7, 3.6)
+    axes = figure.add_subplot()
+    for (label, tables), color, style in zip(runs.items(), (INK, ACCENT), ("-", "--"), strict=False):
+        run = tables[-1]
+        axes.plot(run["Time"] - run["Time"][0], 1e6 * (run["TotEng"] - run["TotEng"][0]) / n_atoms, style, label=label, color=color)
+    axes.set(xlabel="time, ps", ylabel="change of total energy, µeV/atom", title="Constant energy")
+    axes.legend(frameon=False)
+    return _save(figure, out)
+
+
+def defect(data: Path, out: Path, bond: float = 2.85) -> Path:
+    """A relaxed supercell with its defects made visible: atoms without four neighbours within ``bond`` Å, and guests.
+
+    Args:
+        data: LAMMPS data file with atom style atomic.
+        out: PNG.
+        bond: Å; longest bond counted.
+    """
+    from ase.io.lammpsdata import read_lammps_data
+    from ase.neighborlist import neighbor_list
+
+    atoms = read_lammps_data(data, atom_style="atomic")
+    atoms.wrap()
+    coordination = np.bincount(neighbor_list("i", atoms, bond), minlength=len(atoms))
+    common = np.bincount(atoms.numbers).argmax()
+    guest, odd = atoms.numbers != common, coordination != 4
+    figure = _figure(6.5, 6)
+    axes = figure.add_subplot(projection="3d")
+    for mask, size, color, label in (
+        (~odd & ~guest, 3, "#b9c2d0", f"{np.sum(~odd & ~guest)} four-fold"),
+        (odd & ~guest, 60, ACCENT, f"{np.sum(odd & ~guest)} not four-fold"),
+        (guest, 90, OTHER, f"{np.sum(guest)} of another element"),
+    ):
+        axes.scatter(*atoms.positions[mask].T, s=size, color=color, label=label, depthshade=True, linewidths=0)
+    axes.set(xlabel="x, Å", ylabel="y, Å", zlabel="z, Å", title="The relaxed defect", box_aspect=atoms.cell.lengths())
+    axes.legend(loc="upper left", frameon=False)
+    return _save(figure, out)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure that needs no display and leaves pyplot's global state alone."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _save(figure: Figure, out: Path) -> Path:
+    with replacing(out) as part:
+        figure.savefig(part, format="png")
+    return out
