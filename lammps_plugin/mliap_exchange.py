@@ -85,6 +85,7 @@ def self_test(exchange: Exchange, n_local: int, n_total: int) -> None:
     adjoint_right = (
         bool((back[n_local:] == 0).all())
         and torch.equal(copies[:n_local], copies[:n_local].round())
+        and bool((copies[:n_local, 0] > _ghosts_of_own_atoms(x[:n_local, 0], ghosts[:, 0])).all())
         and torch.allclose(back[:n_local], copies[:n_local] * x[:n_local], rtol=1e-12, atol=0.0)
     )
     if not (forward_right and adjoint_right):
@@ -92,3 +93,12 @@ def self_test(exchange: Exchange, n_local: int, n_total: int) -> None:
             "LAMMPS' exchange of ghost atoms gives wrong features (a known defect of releases from October to December "
             "2025); use LAMMPS 22Jul2025 or one of 2026, or pair_style triforces"
         )
+
+
+def _ghosts_of_own_atoms(values: Tensor, ghosts: Tensor) -> Tensor:
+    """How many ghosts hold the value of each owned atom; those of other ranks' atoms hold none of them."""
+    if len(values) == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    ordered, order = values.sort()
+    place = torch.searchsorted(ordered, ghosts.contiguous()).clamp(max=len(values) - 1)
+    return torch.bincount(order[place[ordered[place] == ghosts]], minlength=len(values))

@@ -17,6 +17,7 @@ def announce() -> None:
     """
     os.environ["TRIFORCES_PYTHON"] = sys.executable
     os.environ["TRIFORCES_LIBPYTHON"] = shared_library()
+    os.environ["TRIFORCES_LAUNCHER"] = str(os.getpid())  # where this is the `lmp` command, its program ends with it
     _load_mpi()
 
 

@@ -44,7 +44,7 @@ def test_the_python_program(folder: Path) -> None:
 
 def test_the_lammps_input(folder: Path) -> None:
     atoms = bulk("Si", "diamond", a=5.43, cubic=True).repeat(2)
-    write(folder / "defect.data", atoms, specorder=["Si", "Ge"], masses=True)
+    write(folder / "defect.data", atoms, format="lammps-data", specorder=["Si", "Ge"], masses=True)
     (folder / "in.lammps").write_text(block("lammps"))
     output = run([str(Path(sys.executable).with_name("lmp")), "-in", "in.lammps"], folder)
     assert re.search(r"Loop time of .* for 10 steps with 64 atoms", output)

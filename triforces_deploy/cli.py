@@ -20,6 +20,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+INTERRUPTED = 130
+"""Exit code after ^C, which Typer uses too."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
 Structures = Annotated[Path | None, typer.Option(help="Structures in any format ASE reads.")]
@@ -28,19 +31,16 @@ Structures = Annotated[Path | None, typer.Option(help="Structures in any format 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2, ^C is 130."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # commands return nothing; what ends early returns its exit code
     except UserError as error:
         sys.exit(_fail(str(error), 2))
-    except typer.Abort:
-        sys.exit(_fail("stopped", 130))
-    except KeyboardInterrupt:
-        sys.exit(_fail("stopped", 130))
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
     except Exception as error:
         if not _is_usage(error):
             raise
         sys.exit(_fail(_usage(error), 2))
+    if code == INTERRUPTED:
+        _fail("stopped", INTERRUPTED)
+    sys.exit(code)
 
 
 def _is_usage(error: Exception) -> bool:

@@ -54,7 +54,9 @@ def energies(runs: Mapping[str, Sequence[Columns]], n_atoms: int, out: Path) -> 
     axes = figure.add_subplot()
     for (label, tables), color, style in zip(runs.items(), (INK, ACCENT), ("-", "--"), strict=False):
         run = tables[-1]
-        axes.plot(run["Time"] - run["Time"][0], 1e6 * (run["TotEng"] - run["TotEng"][0]) / n_atoms, style, label=label, color=color)
+        axes.plot(
+            run["Time"] - run["Time"][0], 1e6 * (run["TotEng"] - run["TotEng"][0]) / n_atoms, style, label=label, color=color
+        )
     axes.set(xlabel="time, ps", ylabel="change of total energy, µeV/atom", title="Constant energy")
     axes.legend(frameon=False)
     return _save(figure, out)

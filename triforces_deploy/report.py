@@ -70,7 +70,9 @@ def write_report(folder: Path) -> Path:
         "<h2>The commands</h2>",
         _table(("step", "command"), [(name, f"<code>{html.escape(command)}</code>") for name, _, command in STEPS]),
     ]
-    page = f"<!doctype html><meta charset=utf-8><title>triforces-deploy demo</title><style>{STYLE}</style>" + "\n".join(sections)
+    page = f"<!doctype html><meta charset=utf-8><title>triforces-deploy demo</title><style>{STYLE}</style>" + "\n".join(
+        sections
+    )
     with replacing(folder / "report.html") as part:
         part.write_text(page)
     return folder / "report.html"
@@ -116,7 +118,13 @@ def _errors(folder: Path) -> str:
     ]
     rms = ours["model"]["forces_rms"]
     cells = [
-        (name, f"{m['energy_rmse']:.2f}", f"{m['forces_rmse']:.0f}", f"{100 * m['forces_rmse'] / rms:.1f} %", f"{m['stress_rmse']:.2f}")
+        (
+            name,
+            f"{m['energy_rmse']:.2f}",
+            f"{m['forces_rmse']:.0f}",
+            f"{100 * m['forces_rmse'] / rms:.1f} %",
+            f"{m['stress_rmse']:.2f}",
+        )
         for name, m in rows
     ]
     heading = ("held-out defects, RMSE", "energy, meV/atom", "forces, meV/Å", "of RMS force", "stress, meV/Å³")
@@ -124,7 +132,9 @@ def _errors(folder: Path) -> str:
 
 
 def _parity(rows: Sequence[dict[str, Any]]) -> str:
-    cells = [(r["backend"], r["reference"], *(f"{r[k]:.1e}" for k in ("energy", "forces", "stress", "tolerance"))) for r in rows]
+    cells = [
+        (r["backend"], r["reference"], *(f"{r[k]:.1e}" for k in ("energy", "forces", "stress", "tolerance"))) for r in rows
+    ]
     return _table(("back end", "against", "energy", "forces", "stress", "allowed"), cells)
 
 
@@ -132,7 +142,9 @@ def _dynamics(runs: dict[str, list[dict[str, NDArray[np.float64]]]], n_atoms: in
     cells = []
     for label, tables in runs.items():
         minimised, last = tables[0]["PotEng"], tables[-1]
-        cells.append((label, f"{minimised[0]:.8f}", f"{minimised[-1]:.8f}", f"{last['Temp'].mean():.0f}", f"{drift(last, n_atoms):.1e}"))
+        cells.append(
+            (label, f"{minimised[0]:.8f}", f"{minimised[-1]:.8f}", f"{last['Temp'].mean():.0f}", f"{drift(last, n_atoms):.1e}")
+        )
     return _table(("run", "first energy, eV", "relaxed, eV", "mean T in NVE, K", "drift, eV/atom/ps"), cells)
 
 

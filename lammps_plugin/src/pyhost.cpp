@@ -1,9 +1,12 @@
 #include "pyhost.h"
 
+#include <csignal>
 #include <cstdlib>
 #include <dlfcn.h>
 #include <stdexcept>
 #include <string>
+#include <sys/prctl.h>
+#include <unistd.h>
 
 // Python is reached by name at run time: no Python.h, no libpython to link, one binary for every version.
 
@@ -28,6 +31,14 @@ void load_libpython()
                              "run 'python -m triforces_deploy.lammps_plugin -in FILE' instead");
   // Global, because Python's own extension modules look for its symbols.
   if (!dlopen(library, RTLD_NOW | RTLD_GLOBAL)) throw std::runtime_error(std::string("cannot load Python: ") + dlerror());
+}
+
+// The wheel's `lmp` command is a Python script that waits for the program of that name. mpirun knows the script only, so
+// when it dies or is killed the program must not live on and keep its ranks, and whoever waits for them, busy.
+void end_with_launcher()
+{
+  const char *launcher = getenv("TRIFORCES_LAUNCHER");
+  if (launcher && atol(launcher) == getppid()) prctl(PR_SET_PDEATHSIG, SIGKILL);
 }
 
 void start_python()
@@ -65,7 +76,10 @@ tf_table &triforces::connect(Exchange exchange)
   static tf_table table = {TF_ABI, error, exchange, nullptr, nullptr, nullptr, nullptr, nullptr};
   if (table.open) return table;
   if (!dlsym(RTLD_DEFAULT, "Py_IsInitialized")) load_libpython();
-  if (!symbol<int (*)()>("Py_IsInitialized")()) start_python();
+  if (!symbol<int (*)()>("Py_IsInitialized")()) {
+    end_with_launcher();
+    start_python();
+  }
   attach(table);
   return table;
 }

@@ -163,9 +163,7 @@ def test_without_a_compiler_the_portable_form_is_left(
     assert artifact.load(tmp_path / "x.pt").backend == "torchscript"
 
 
-def test_a_payload_for_another_machine_is_not_used_but_said(
-    compiled_artifact: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_payload_for_another_machine_is_not_used_but_said(compiled_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("triforces_deploy.payloads.aoti_target", lambda: "linux-riscv64")
     potential = artifact.load(compiled_artifact)
     assert potential.backend == "torchscript"

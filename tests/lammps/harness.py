@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,12 @@ from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.potential import Potential
 
 Array = NDArray[np.float64]
+
+Environment = Mapping[str, str | None]
+"""Variables to set, or to take away where the value is None."""
+
+QUIET = {"OMP_NUM_THREADS": "1", "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1"}
+"""One thread for each rank, and ranks that wait let others work: tests run more ranks than there are cores."""
 
 BIN = Path(sys.executable).parent
 BAR = 1.6021765e6
@@ -118,19 +124,19 @@ class Ended:
     seconds: float
 
 
-def lmp(script: str, folder: Path, ranks: int = 1, env: dict[str, str] | None = None, timeout: float = 60.0) -> Ended:
+def lmp(script: str, folder: Path, ranks: int = 1, env: Environment | None = None, timeout: float = 60.0) -> Ended:
     """Run ``lmp`` on an input script in ``folder``, under mpirun when there are several ranks."""
     (folder / "in.test").write_text(script)
     command = [str(BIN / "lmp"), "-in", "in.test", "-log", "none"]
     return run(command, folder, ranks, env, timeout)
 
 
-def run(command: Sequence[str], folder: Path, ranks: int, env: dict[str, str] | None = None, timeout: float = 60.0) -> Ended:
+def run(command: Sequence[str], folder: Path, ranks: int, env: Environment | None = None, timeout: float = 60.0) -> Ended:
     start = time.monotonic()
     done = subprocess.run(
         [str(BIN / "mpirun"), "-np", str(ranks), *command] if ranks > 1 else list(command),
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1", **(env or {})},
+        env={k: v for k, v in {**os.environ, **QUIET, **(env or {})}.items() if v is not None},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

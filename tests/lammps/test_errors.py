@@ -26,7 +26,7 @@ run 1000000
 """
 
 FAULT = """
-import os
+import os, time
 if os.readlink("/proc/self/exe").endswith("/lmp"):
     from triforces_deploy.potential import Potential
     evaluate, calls = Potential.evaluate, []
@@ -71,18 +71,19 @@ def test_mistakes_on_two_ranks(folder: Path, tiny_artifact: Path, old: str, new:
     ("fault", "message"),
     [
         ("raise RuntimeError('broken on purpose')", "ERROR on proc 1: Python failed: RuntimeError: broken on purpose"),
-        ("os.kill(os.getpid(), 9)", "KILLED BY SIGNAL: 9"),
+        ("os.kill(os.getpid(), 9)", ""),
+        ("os.kill(os.getppid(), 9); time.sleep(30)", ""),
         ("e = evaluate(self, graph, handler); e.edge_forces[7, 1] = float('nan'); return e", "nearest neighbour at 2."),
     ],
-    ids=["exception", "kill", "nan"],
+    ids=["exception", "killed program", "killed launcher", "nan"],
 )
 def test_one_rank_fails_in_the_middle_of_a_run(folder: Path, tiny_artifact: Path, fault: str, message: str) -> None:
     (folder / "sitecustomize.py").write_text(FAULT.replace("{fault}", fault))
-    # The other rank waits in an exchange for the one that failed; without an end to the job this would time out.
+    # Of a killed process mpirun tells; the other faults are told by us. The other rank waits in an exchange for the one that failed; without an end to the job this would time out.
     ended = lmp(INPUT.format(artifact=tiny_artifact), folder, ranks=2, env={"PYTHONPATH": str(folder)}, timeout=20)
     assert "FAULT NOW" in ended.text
     assert ended.code != 0
-    assert message in ended.text or (message.startswith("KILLED") and "Killed (signal 9)" in ended.text), ended.text
+    assert message in ended.text, ended.text
 
 
 def test_one_rank_fails_inside_python(folder: Path, tiny_artifact: Path) -> None:
@@ -111,9 +112,7 @@ def test_one_rank_fails_inside_python(folder: Path, tiny_artifact: Path) -> None
         ("hybrid/overlay mliap unified {} mliap model linear x descriptor sna y", "* * Si Ge", "with and without 'unified'"),
     ],
 )
-def test_mistakes_on_one_rank(
-    host: Host, tiny_artifact: Path, style: str, coefficients: str, message: str
-) -> None:
+def test_mistakes_on_one_rank(host: Host, tiny_artifact: Path, style: str, coefficients: str, message: str) -> None:
     host.load(cases.orthogonal())
     with pytest.raises(Exception, match=message):
         host(f"pair_style {style.replace('{}', str(tiny_artifact))}\npair_coeff {coefficients}\nrun 0")
@@ -135,5 +134,5 @@ def test_atoms_on_top_of_each_other(host: Host, tiny_artifact: Path) -> None:
     atoms.positions[4] = atoms.positions[9]
     host.load(atoms)
     host(f"pair_style triforces {tiny_artifact}\npair_coeff * * Si Ge")
-    with pytest.raises(Exception, match="atoms 5 and 10 are 0.0+ Angstrom apart"):
+    with pytest.raises(Exception, match=r"atoms 5 and 10 are 0\.0+ Angstrom apart"):
         host("run 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from ase.io import write
 
 from tests.lammps import cases
-from tests.lammps.harness import Array, expected, frames, lmp
+from tests.lammps.harness import Array, Environment, expected, frames, lmp
 from triforces_deploy.artifact import load
 from triforces_deploy.export.exporting import ExportOptions, export
 from triforces_deploy.potential import Potential
@@ -54,7 +55,7 @@ SYSTEMS = {
 
 
 def simulate(
-    folder: Path, artifact: Path, ranks: int, names: Sequence[str] = tuple(SYSTEMS), env: dict[str, str] | None = None
+    folder: Path, artifact: Path, ranks: int, names: Sequence[str] = tuple(SYSTEMS), env: Environment | None = None
 ) -> tuple[dict[str, Array], str]:
     """Several systems in one go: the last frame of each dump and each system's thermo table, flattened."""
     script = ""
@@ -101,6 +102,12 @@ def test_ranks_do_not_matter(ranks: int, alone: dict[str, Array], tiny_artifact:
     assert "0 min" in text.split("Nlocal:")[-1], "no rank was empty"
 
 
+def test_ranks_share_the_cores(tiny_artifact: Path, tmp_path: Path) -> None:
+    _, text = simulate(tmp_path, tiny_artifact, 2, ["lonely"], {"OMP_NUM_THREADS": None})
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert f"{share} torch thread{'s' if share > 1 else ''} on each of 2 ranks" in text
+
+
 def test_one_rank_is_right(alone: dict[str, Array], tiny: Potential) -> None:
     """What the others are compared with is what we compute without LAMMPS."""
     for name in SYSTEMS:
@@ -119,6 +126,14 @@ def test_without_the_exchange_it_is_wrong(alone: dict[str, Array], tiny_artifact
     worst = deviations(simulate(tmp_path, tiny_artifact, 2, ["orthogonal"], {"PYTHONPATH": str(tmp_path)})[0], alone)
     assert worst["orthogonal f"] > 1e-3
     assert worst["orthogonal energy"] > 1e-6
+
+
+def test_compiled_forms_carry_the_exchange_with_them(alone: dict[str, Array], compiled_artifact: Path, tmp_path: Path) -> None:
+    """Also on ranks without atoms or pairs."""
+    found, text = simulate(tmp_path, compiled_artifact, 2)
+    assert "back end aoti" in text
+    worst = deviations(found, alone)
+    assert max(worst.values()) <= 1e-10, worst
 
 
 def test_single_precision_ranks(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from ase import Atoms
 
-from tests.tiny import TINY, tiny_model
 from tests.lammps import cases
 from tests.lammps.fakes import Common, KokkosData, PlainData
 from tests.lammps.harness import BIN, expected, run
+from tests.tiny import TINY, tiny_model
 from triforces_deploy import derivatives
 from triforces_deploy.config import BackboneConfig
 from triforces_deploy.errors import UserError
@@ -129,7 +129,9 @@ def test_a_wrong_exchange_is_found_before_it_does_harm(defect: str) -> None:
 
 def test_numbers_that_are_none() -> None:
     ours = potential(LOCAL)
-    broken = Potential(ours.facts, lambda g: derivatives.evaluate(lambda h: h.numbers * torch.nan * h.edge_vector.sum(), g), "eager")
+    broken = Potential(
+        ours.facts, lambda g: derivatives.evaluate(lambda h: h.numbers * torch.nan * h.edge_vector.sum(), g), "eager"
+    )
     with pytest.raises(RuntimeError, match="not finite"):
         Coupling(broken).compute_forces(PlainData(cases.orthogonal(), 4.0, ("Si", "Ge")))
 
