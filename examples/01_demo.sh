@@ -3,7 +3,6 @@
 # Usage: 01_demo.sh FOLDER
 set -euo pipefail
 out=${1:?usage: 01_demo.sh FOLDER}
-recipe=$(cd "$(dirname "$0")/.." && pwd)/training/recipes/demo.yaml
 rm -rf "$out" && mkdir -p "$out" && cd "$out"
 begin=$SECONDS
 step() { printf '\n\033[1m[%3d s] %s\033[0m\n' $((SECONDS - begin)) "$*" >&2; "$@"; }
@@ -12,17 +11,16 @@ step tfdeploy label -o labels.extxyz
 
 # The model and its baseline of the same budget train side by side, a core each.
 export OMP_NUM_THREADS=1
-(tfdeploy train "$recipe" --no-streams --data labels.extxyz -o baseline > baseline.txt 2>&1) &
+(tfdeploy train demo --no-streams --data labels.extxyz -o baseline > baseline.txt 2>&1) &
 baseline=$!
 trap 'kill $baseline 2>/dev/null || true' EXIT
-step tfdeploy train "$recipe" --data labels.extxyz -o run
+step tfdeploy train demo --data labels.extxyz -o run
 wait $baseline
 trap - EXIT
 unset OMP_NUM_THREADS
 
-step tfdeploy evaluate run/best.ckpt -o values.npz
-tfdeploy evaluate run/best.ckpt --json > errors.json
-tfdeploy evaluate baseline/best.ckpt --json > errors-baseline.json
+step tfdeploy evaluate run/best.ckpt --baseline baseline/best.ckpt -o values.npz
+tfdeploy evaluate run/best.ckpt --baseline baseline/best.ckpt --json > errors.json
 step tfdeploy export run/best.ckpt -o triforces.pt
 step tfdeploy verify triforces.pt --against run/best.ckpt
 tfdeploy verify triforces.pt --against run/best.ckpt --json > verify.json

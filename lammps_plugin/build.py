@@ -90,7 +90,7 @@ def _lammps_folder() -> Path:
 
 def _hash_of_sources() -> str:
     digest = hashlib.sha256(repr((FLAGS, LINK)).encode())
-    for path in sorted(SOURCES.iterdir()):
+    for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

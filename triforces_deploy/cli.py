@@ -20,8 +20,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-INTERRUPTED = 130
-"""Exit code after ^C, which Typer uses too."""
+STOPPED = (130, 143)
+"""Exit codes after ^C (Typer's own) and SIGTERM."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
@@ -38,9 +38,7 @@ def main() -> None:
         if not _is_usage(error):
             raise
         sys.exit(_fail(_usage(error), 2))
-    if code == INTERRUPTED:
-        _fail("stopped", INTERRUPTED)
-    sys.exit(code)
+    sys.exit(_fail("stopped", code) if code in STOPPED else code)
 
 
 def _is_usage(error: Exception) -> bool:
@@ -87,7 +85,7 @@ def label(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe; see training/recipes.")],
+    recipe: Annotated[str, typer.Argument(help="YAML recipe, or the name of one that comes along: demo, minimal, paper.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder. A run found there is continued.")],
     data: Annotated[list[Path] | None, typer.Option(help="Labelled structures, in place of data.files.")] = None,
     streams: Annotated[bool, typer.Option(help="--no-streams leaves composition and structure out: the baseline.")] = True,
@@ -97,20 +95,33 @@ def train(
     from triforces_deploy.training.loop import train as fit
     from triforces_deploy.training.recipe import load_recipe
 
-    _show("Training", fit(load_recipe(recipe, files=data or (), streams=streams), out), as_json)
+    result = fit(load_recipe(recipe, files=data or (), streams=streams), out, progress=not as_json)
+    _show("Training", result, as_json)
+    if result.signal is not None:
+        print(result.line(), file=sys.stderr)
+        raise typer.Exit(128 + result.signal)
 
 
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, e.g. run/best.ckpt.")],
     structures: Annotated[Path | None, typer.Option(help="Labelled structures; default: the run's held-out ones.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Another checkpoint, measured on the same.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write every value here, for pictures.")] = None,
     as_json: Json = False,
 ) -> None:
     """Errors on labelled structures, beside those of predicting nothing."""
+    from triforces_deploy.tables import record
     from triforces_deploy.training.evaluate import evaluate as measure
+    from triforces_deploy.training.evaluate import metrics_table
 
-    _show("Errors", measure(checkpoint, structures, out), as_json)
+    ours = measure(checkpoint, structures, out)
+    rows = {"model": ours.model}
+    if baseline is not None:
+        rows["baseline"] = measure(baseline, structures).model
+    rows["nothing"] = ours.zero
+    title = f"{checkpoint}, {ours.part} structures"
+    _print([metrics_table(rows, title)], {name: record(metrics) for name, metrics in rows.items()}, as_json)
 
 
 @app.command()

@@ -57,16 +57,18 @@ void PairTriforces::unpack_forward_comm(int n, int first, double *buffer)
   for (int i = first; i < first + n; ++i, buffer += size) {
     if (sharing_owners_)
       std::copy_n(buffer, 2, &rows_.owner[2 * i]);
-    else if (rows_.row[i] >= rows_.owned)    // a folded ghost would write its owner's row over itself
+    else if (rows_.is_foreign(i))    // a folded ghost would write its owner's row over itself
       memcpy(columns_.of(rows_.row[i]), buffer, columns_.bytes);
   }
 }
 
+// A row is cleared as it is sent, so that of several ghosts that share it each sends only what was added since the last;
+// the ghost that LAMMPS received first sends last, when all that passes through this rank has arrived.
 int PairTriforces::pack_reverse_comm(int n, int first, double *buffer)
 {
   const int size = columns_.doubles();
   for (int i = first; i < first + n; ++i, buffer += size) {
-    if (rows_.speaks_for_row(i)) {
+    if (rows_.is_foreign(i)) {
       memcpy(buffer, columns_.of(rows_.row[i]), columns_.bytes);
       memset(columns_.of(rows_.row[i]), 0, columns_.bytes);
     } else

@@ -13,9 +13,10 @@
 #include "update.h"
 #include "utils.h"
 
+#include <chrono>
 #include <cmath>
-#include <cstring>
 #include <stdexcept>
+#include <thread>
 
 using namespace LAMMPS_NS;
 using triforces::PairMliapUnified;
@@ -52,6 +53,18 @@ void PairTriforces::all_or_error(int32_t status)
   if (first == comm->nprocs) return;
   MPI_Bcast(message, TF_TEXT, MPI_CHAR, first, world);
   error->all(FLERR, std::string(message));
+}
+
+// Ends all ranks because of what happened on this one; the others may be waiting for it.
+void PairTriforces::stop(const std::string &message)
+{
+  try {
+    error->one(FLERR, message);
+  } catch (...) {
+    // The end of the job would overtake the message on its way through mpirun.
+    if (comm->nprocs > 1) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    throw;
+  }
 }
 
 void PairTriforces::settings(int narg, char **arg)
@@ -121,7 +134,7 @@ void PairTriforces::compute(int eflag, int vflag)
   const double *x = atom->nlocal + atom->nghost > 0 ? atom->x[0] : nullptr;
   edges_.build(list, x, rows_, facts_.cutoff, facts_.bidirectional && rows_.any_ghosts());
   if (edges_.knows_stranger())
-    error->one(FLERR, "an atom changed between a type of this pair style and NULL without a new neighbor list");
+    stop("an atom changed between a type of this pair style and NULL without a new neighbor list");
   if (edges_.shortest() < facts_.overlap) require_no_overlap();
   evaluate();
   tally();
@@ -196,7 +209,7 @@ void PairTriforces::evaluate()
   thrown_ = nullptr;
   const int32_t status = bridge_->compute(session_, &step_);
   if (thrown_) std::rethrow_exception(thrown_);
-  if (status != TF_OK) error->one(FLERR, std::string(bridge_->error));
+  if (status != TF_OK) stop(bridge_->error);
 }
 
 void PairTriforces::tally()
@@ -238,11 +251,11 @@ void PairTriforces::tally_virial()
 void PairTriforces::require_finite(double energy)
 {
   for (int r = 0; r < rows_.owned; ++r)
-    if (!std::isfinite(step_.energies[r])) error->one(FLERR, "the energy of " + location(rows_.atom[r]) + " is not finite");
+    if (!std::isfinite(step_.energies[r])) stop("the energy of " + location(rows_.atom[r]) + " is not finite");
   edges_.for_each(step_.edge_forces, [this](int i, int, const double *, const double *f) {
-    if (!std::isfinite(f[0] + f[1] + f[2])) error->one(FLERR, "the force on " + location(i) + " is not finite");
+    if (!std::isfinite(f[0] + f[1] + f[2])) stop("the force on " + location(i) + " is not finite");
   });
-  if (!std::isfinite(energy)) error->one(FLERR, "the total energy is not finite");
+  if (!std::isfinite(energy)) stop("the total energy is not finite");
 }
 
 // Atoms so close are a mistake in the input, and no network was trained for them.
@@ -251,9 +264,14 @@ void PairTriforces::require_no_overlap()
   edges_.for_each_pair([this](int i, int j, const double *r) {
     const double distance = std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
     if (distance < facts_.overlap)
-      error->one(FLERR, "atoms " + std::to_string(atom->tag[i]) + " and " + std::to_string(atom->tag[j]) + " are " +
+      stop("atoms " + id(i) + " and " + id(j) + " are " +
                      std::to_string(distance) + " Angstrom apart; remove one of them, for example with delete_atoms overlap");
   });
+}
+
+std::string PairTriforces::id(int i) const
+{
+  return std::to_string(atom->tag_enable ? atom->tag[i] : i + 1);
 }
 
 std::string PairTriforces::location(int i) const
@@ -262,7 +280,7 @@ std::string PairTriforces::location(int i) const
   edges_.for_each_pair([i, &nearest](int centre, int, const double *r) {
     if (centre == i) nearest = std::fmin(nearest, r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
   });
-  return "atom " + std::to_string(atom->tag[i]) + " (type " + std::to_string(atom->type[i]) + ", nearest neighbour at " +
+  return "atom " + id(i) + " (type " + std::to_string(atom->type[i]) + ", nearest neighbour at " +
       std::to_string(std::sqrt(nearest)) + " Angstrom)";
 }
 

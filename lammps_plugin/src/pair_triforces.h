@@ -60,6 +60,8 @@ class PairTriforces : public LAMMPS_NS::Pair {
   void require_no_overlap();
   void require_finite(double energy);
   void all_or_error(int32_t status);
+  [[noreturn]] void stop(const std::string &message);
+  std::string id(int i) const;
   std::string location(int i) const;
 
   tf_table *bridge_ = nullptr;

@@ -21,9 +21,8 @@ struct Rows {
   int total() const { return static_cast<int>(atom.size()); }
   bool any_ghosts() const { return total() > owned; }
 
-  // A reverse communication sends a ghost row once: by its first ghost, which LAMMPS received earliest and sends back
-  // last, when everything that later swaps add to the row has arrived.
-  bool speaks_for_row(int ghost) const { return row[ghost] >= owned && atom[row[ghost]] == ghost; }
+  // An atom of another rank. Several ghosts may stand for one such atom and share its row.
+  bool is_foreign(int i) const { return row[i] >= owned; }
 
   void number_owned(int rank, int nlocal, int ntotal, const int *type, const int *mapped);
   void number_ghosts(int rank, int nlocal);

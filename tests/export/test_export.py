@@ -92,7 +92,7 @@ def test_another_checkpoint_does_not_pass_verification(tiny_artifact: Path, tmp_
     other = tiny_model(seed=1)
     checkpoint.save(tmp_path / "other.ckpt", other, {})
     (result,) = reverify(artifact.read_artifact(tiny_artifact), "tiny", tmp_path / "other.ckpt", {})
-    with pytest.raises(UserError, match="eager differs from other.ckpt: energy by"):
+    with pytest.raises(UserError, match=r"eager differs from other.ckpt: energy by"):
         check(result)
 
 
@@ -111,7 +111,7 @@ def test_a_wrong_compiled_form_never_becomes_a_file(
         return result._replace(edge_forces=result.edge_forces * (1 + 1e-8))
 
     monkeypatch.setattr("triforces_deploy.export.capture.evaluate", slightly_wrong)
-    with pytest.raises(UserError, match="torchscript differs from eager float64: forces by 1.00e-08"):
+    with pytest.raises(UserError, match=r"torchscript differs from eager float64: forces by 1.00e-08"):
         export(tiny_checkpoint, tmp_path / "wrong.pt", ExportOptions(backends=("torchscript",)))
     assert list(tmp_path.iterdir()) == []
 

@@ -27,8 +27,9 @@ Array = NDArray[np.float64]
 Environment = Mapping[str, str | None]
 """Variables to set, or to take away where the value is None."""
 
-QUIET = {"OMP_NUM_THREADS": "1", "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1"}
-"""One thread for each rank, and ranks that wait let others work: tests run more ranks than there are cores."""
+QUIET: Environment = {"OMP_NUM_THREADS": "1", "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1", "LAMMPS_PLUGIN_PATH": None}
+"""One thread for each rank, and ranks that wait let others work: tests run more ranks than there are cores. Programs find
+the plugin themselves; the path that LAMMPS inside this process has set is not theirs."""
 
 BIN = Path(sys.executable).parent
 BAR = 1.6021765e6

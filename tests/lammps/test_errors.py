@@ -9,6 +9,7 @@ from ase.io import write
 
 from tests.lammps import cases
 from tests.lammps.harness import BIN, Host, lmp, run
+from triforces_deploy.export.exporting import ExportOptions, export
 
 INPUT = """
 units metal
@@ -79,7 +80,8 @@ def test_mistakes_on_two_ranks(folder: Path, tiny_artifact: Path, old: str, new:
 )
 def test_one_rank_fails_in_the_middle_of_a_run(folder: Path, tiny_artifact: Path, fault: str, message: str) -> None:
     (folder / "sitecustomize.py").write_text(FAULT.replace("{fault}", fault))
-    # Of a killed process mpirun tells; the other faults are told by us. The other rank waits in an exchange for the one that failed; without an end to the job this would time out.
+    # The other rank waits in an exchange for the one that failed; without an end to the job this would time out.
+    # Of a killed process mpirun tells, not we.
     ended = lmp(INPUT.format(artifact=tiny_artifact), folder, ranks=2, env={"PYTHONPATH": str(folder)}, timeout=20)
     assert "FAULT NOW" in ended.text
     assert ended.code != 0
@@ -136,3 +138,16 @@ def test_atoms_on_top_of_each_other(host: Host, tiny_artifact: Path) -> None:
     host(f"pair_style triforces {tiny_artifact}\npair_coeff * * Si Ge")
     with pytest.raises(Exception, match=r"atoms 5 and 10 are 0\.0+ Angstrom apart"):
         host("run 0")
+
+
+def test_elements_that_a_frozen_composition_lacks(host: Host, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    structure = cases.orthogonal()
+    structure.symbols[:] = "Si"
+    frozen = tmp_path / "frozen.pt"
+    export(tiny_checkpoint, frozen, ExportOptions(composition="frozen", structure=structure, backends=()))
+    host.load(cases.orthogonal())
+    host(f"pair_style triforces {frozen}\npair_coeff * * Si Ge")
+    with pytest.raises(Exception, match="element Ge: the frozen composition holds Si only"):
+        host("run 0")
+    host("set type 2 type 1\nrun 0")
+    assert "composition: frozen at Si64 (this system: Si64)" in host.log.read_text()
