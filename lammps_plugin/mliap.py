@@ -2,7 +2,8 @@
 
 LAMMPS hands over a ``data`` object: numpy arrays in plain builds, numpy or cupy arrays and an exchange of ghost rows in
 Kokkos builds. It tells neither atom ids, nor ranks, nor units, nor how many atoms the whole system has; what cannot be
-right without them is refused.
+right without them is refused. LAMMPS itself forms the pressure there: its off-diagonal components are Σ x·f_y alone, which
+our own pair style makes symmetric; the two differ for models that are not exactly equivariant.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ def test_the_file_names_no_folder_of_the_machine_that_made_it(tiny_artifact: Pat
 def test_files_that_are_not_ours(read: object, tmp_path: Path) -> None:
     for name, content, message in [
         ("text.pt", b"hello", "not an? |damaged"),
+        ("words.pt", b"trunc", "not an? |damaged"),
         ("empty.pt", b"", "not an? |damaged"),
         ("folder", None, "is a folder"),
         ("missing", None, "does not exist"),

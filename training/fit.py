@@ -60,7 +60,7 @@ class Fit(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.ema))  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.ema))
         self.average.requires_grad_(False)
         self.recipe = recipe
         self.data = data
