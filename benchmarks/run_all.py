@@ -28,7 +28,10 @@ def main() -> None:
         sys.exit("demo/triforces.pt is not there; run `make demo` first")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     (HERE / "results").mkdir(exist_ok=True)
-    lines = [f"# {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread", f"tfdeploy --help: {help_time()}"]
+    lines = [
+        f"# {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread",
+        f"tfdeploy --help: {help_time()}",
+    ]
     for script, *arguments in (
         ("evaluation_speed.py", str(ARTIFACT)),
         ("interface_cost.py",),

@@ -33,10 +33,10 @@ class LabelConfig:
     """Dealt in turn. 'antisite' needs hosts of two elements."""
     atoms: int = 64
     """Atoms of the perfect supercell, nearly."""
-    trajectories: int = 40
-    frames: int = 12
+    trajectories: int = 120
+    frames: int = 8
     """Per trajectory."""
-    every: int = 40
+    every: int = 80
     """Steps of 1 fs between frames of dynamics."""
     temperatures: tuple[float, ...] = (300.0, 600.0, 900.0)
     """K, dealt in turn."""

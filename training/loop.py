@@ -131,6 +131,7 @@ def _trainer(recipe: Recipe, accelerator: str) -> lightning.Trainer:
         devices=1,
         max_epochs=-1,
         gradient_clip_val=recipe.optimiser.clip,
+        callbacks=[_OwnSignals()],
         inference_mode=False,  # validation differentiates too
         num_sanity_val_steps=0,
         logger=False,
@@ -212,6 +213,26 @@ class _Recorder(Watcher):
         self.bar.validated(step, metrics)
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Impatient(BaseException):
+    """A second ^C or SIGTERM. Lightning would turn a KeyboardInterrupt into exit code 1."""
+
+
+class _OwnSignals(lightning.Callback):
+    """Takes signals back from Lightning, which at SIGTERM would leave a validation half way, with nothing saved."""
+
+    def __init__(self) -> None:
+        self.handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def on_train_start(self, *_: Any) -> None:
+        """Lightning has put its own in place by now; it removes them itself."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+
+
 @contextmanager
 def _watched_signals() -> Iterator[list[int]]:
     """Note the first ^C or SIGTERM in the list instead of dying of it; a second one interrupts at once."""
@@ -222,12 +243,14 @@ def _watched_signals() -> Iterator[list[int]]:
 
     def note(number: int, _: FrameType | None) -> None:
         if asked:
-            raise KeyboardInterrupt
+            raise _Impatient
         asked.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
         yield asked
+    except _Impatient:
+        raise KeyboardInterrupt from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

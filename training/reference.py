@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing, sha256_of
+from triforces_deploy.neighbours import check_geometry
 
 BAR = 1.6021765e6
 """1 eV/Å³ in bar as LAMMPS has it (nktv2p of units metal), so that its own rounding is undone exactly."""
@@ -114,6 +115,7 @@ class Reference:
 
     def _load(self, atoms: Atoms) -> NDArray[np.float64]:
         """Start over with these atoms; returns Q, (3, 3), with cell = (cell of LAMMPS) Q."""
+        check_geometry(atoms)  # LAMMPS would take an atom that is nowhere
         if atoms.cell.rank < 3 or not atoms.pbc.all() or atoms.cell.handedness != 1:
             raise UserError("the reference potential needs a right-handed cell, periodic in three directions")
         elements = sorted(set(atoms.get_chemical_symbols()))

@@ -68,10 +68,9 @@ class RunFolder:
             raise UserError(f"{self.state} is damaged; remove it to start over") from error
         if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
             raise UserError(f"{self.state} is of another version of triforces-deploy; remove it to start over")
-        if state["run"] != _identity(recipe, data):
-            changed = [
-                key for key, value in json.loads(_identity(recipe, data)).items() if value != json.loads(state["run"])[key]
-            ]
+        ours, theirs = json.loads(_identity(recipe, data)), json.loads(state["run"])
+        changed = [key for key, value in ours.items() if value != theirs.get(key)]
+        if changed:
             raise UserError(
                 f"{self.folder} holds a run with another {' and '.join(changed)}; choose another folder, or ask for a new run"
             )
@@ -123,7 +122,8 @@ def _identity(recipe: Recipe, data: Data) -> str:
         del content["trainer"][key]
     for key in ("files", "validation_files"):  # may have moved; their content counts
         del content["data"][key]
-    return json.dumps({**content, "content of the data files": [list(data.files.values()), as_dict(data.split)]})
+    content["content of the data files"] = [list(data.files.values()), as_dict(data.split)]
+    return json.dumps(content, sort_keys=True)  # the order of keys in a recipe means nothing
 
 
 def _cell(value: float) -> str:

@@ -88,8 +88,6 @@ def _structures(path: Path) -> Iterator[tuple[int, Atoms, str | None]]:
             atoms, trajectory = next(rows)
         except StopIteration:
             return
-        except (UserError, OSError):
-            raise
         except Exception as error:  # parsers raise whatever they stumble on
             raise UserError(
                 f"{path}@{k} cannot be read ({type(error).__name__}: {_first_line(error)}); "

@@ -74,7 +74,7 @@ def write_report(folder: Path) -> Path:
         sections
     )
     with replacing(folder / "report.html") as part:
-        part.write_text(page)
+        part.write_text(page, encoding="utf-8")
     return folder / "report.html"
 
 
@@ -113,11 +113,16 @@ def _errors(folder: Path) -> str:
     names = {"model": "this model", "baseline": "same budget, no streams", "nothing": "predicting nothing"}
     errors = json.loads((folder / "errors.json").read_text())
     cells = [
-        (names[key], *(f"{m[k]:.3g}" for k in ("energy_rmse", "forces_rmse", "forces_percent", "stress_rmse")))
+        (names[key], *(_figure(m[k]) for k in ("energy_rmse", "forces_rmse", "forces_percent", "stress_rmse")))
         for key, m in errors.items()
     ]
     heading = ("held-out defects, RMSE", "energy, meV/atom", "forces, meV/Å", "of RMS force, %", "stress, meV/Å³")
     return _table(heading, cells)
+
+
+def _figure(value: float | None) -> str:
+    """A dash where the data have no such label."""
+    return "–" if value is None else f"{value:.3g}"
 
 
 def _parity(rows: Sequence[dict[str, Any]]) -> str:

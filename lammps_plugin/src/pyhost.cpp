@@ -58,7 +58,9 @@ void attach(tf_table &table)
   auto ensure = symbol<int (*)()>("PyGILState_Ensure");
   auto release = symbol<void (*)(int)>("PyGILState_Release");
   auto execute = symbol<int (*)(const char *, void *)>("PyRun_SimpleStringFlags");
-  const std::string program = "import triforces_deploy.lammps_plugin.bridge as bridge\n"
+  const std::string program = "from triforces_deploy.lammps_plugin import own_blas\n"
+                              "own_blas.load_torch()\n"
+                              "import triforces_deploy.lammps_plugin.bridge as bridge\n"
                               "bridge.attach(" + std::to_string(reinterpret_cast<uintptr_t>(&table)) + ")\n";
   const int state = ensure();
   const int status = execute(program.c_str(), nullptr);

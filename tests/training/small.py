@@ -57,11 +57,11 @@ def labels(folder: Path, **how_many: int) -> Path:
     return path
 
 
-def recipe(data: Path, **sections: dict[str, Any]) -> Recipe:
+def recipe(path: Path, /, **sections: dict[str, Any]) -> Recipe:
     """A plan of 40 steps with everything that can be resumed wrongly: several passes, validations, states and log lines."""
     plan: dict[str, Any] = {
         "model": MODEL,
-        "data": {"files": [str(data)], "validation": 0.2, "test": 0.2},
+        "data": {"files": [str(path)], "validation": 0.2, "test": 0.2},
         "optimiser": {"lr": 3e-3, "warmup": 5, "ema": 0.9},
         "trainer": {
             "steps": 40, "batch_size": 5, "validate_every": 15, "log_every": 4, "save_every": 6, "precision": "float64",

@@ -1,0 +1,381 @@
+"""Labelled structures: what is read, what is refused, and who gets to see which."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.db import connect
+from ase.io import write
+
+from tests.training.small import MODEL, labelled, structures
+from triforces_deploy.config import ModelConfig, StructureConfig, read
+from triforces_deploy.errors import UserError
+from triforces_deploy.graph import Graph
+from triforces_deploy.nn.scatter import scatter_sum
+from triforces_deploy.streams.structure import StructureStream
+from triforces_deploy.training import data
+from triforces_deploy.training.data import DataConfig
+from triforces_deploy.training.objective import predict
+from triforces_deploy.training.structures import Frame, Sample, join, read_frames
+
+CONFIG = read(ModelConfig, MODEL, "model")
+ELEMENTS, CUTOFF = CONFIG.elements, CONFIG.cutoff
+
+
+def frames_of(path: Path) -> list[Frame]:
+    return read_frames([path], ELEMENTS, CUTOFF)
+
+
+def written(folder: Path, *atoms: Atoms, name: str = "labels.extxyz") -> Path:
+    write(folder / name, list(atoms), format="extxyz")
+    return folder / name
+
+
+# ---- reading ----
+
+
+@pytest.mark.parametrize("suffix", [".db", ".json"])
+def test_extxyz_and_databases_give_the_same(suffix: str, tmp_path: Path) -> None:
+    atoms = structures(2, 2)
+    with connect(tmp_path / f"labels{suffix}") as database:
+        for a in atoms:
+            database.write(a, trajectory=a.info["trajectory"])
+    ours, theirs = frames_of(written(tmp_path, *atoms)), frames_of(tmp_path / f"labels{suffix}")
+    assert [f.trajectory for f in theirs] == ["run 0", "run 0", "run 1", "run 1"]
+    assert all(f.declared for f in (*ours, *theirs))
+    for a, one, two in zip(atoms, ours, theirs, strict=True):
+        np.testing.assert_allclose(two.sample.forces, a.get_forces(), rtol=0, atol=0)
+        np.testing.assert_allclose(two.sample.stress[0], a.get_stress(voigt=False), rtol=0, atol=0)
+        assert float(two.sample.energy) == a.get_potential_energy()
+        for left, right in zip(one.sample[1:], two.sample[1:], strict=True):
+            np.testing.assert_allclose(left, right, rtol=0, atol=1e-7)  # extxyz has 8 decimals
+        assert torch.equal(one.sample.graph.edge_index, two.sample.graph.edge_index)
+        assert torch.equal(one.sample.graph.numbers, two.sample.graph.numbers)
+        np.testing.assert_allclose(one.sample.graph.edge_vector, two.sample.graph.edge_vector, atol=1e-7)
+
+
+def test_a_missing_stress_is_nan_and_so_is_that_of_a_molecule(tmp_path: Path) -> None:
+    solid, molecule = structures(1, 1)[0], Atoms("SiGe", [(0, 0, 0), (0, 0, 2.4)])
+    del solid.calc.results["stress"]
+    molecule.calc = SinglePointCalculator(molecule, energy=-1.0, forces=np.zeros((2, 3)))
+    for frame in frames_of(written(tmp_path, solid, molecule)):
+        assert bool(frame.sample.stress.isnan().all())
+        assert bool(frame.sample.forces.isfinite().all())
+
+
+def test_frames_without_a_trajectory_are_told_by_file_and_formula(tmp_path: Path) -> None:
+    atoms = structures(2, 2)
+    for a in atoms:
+        del a.info["trajectory"]
+    found = frames_of(written(tmp_path, *atoms))
+    assert [f.trajectory for f in found] == ["labels.extxyz:Si8"] * 2 + ["labels.extxyz:GeSi7"] * 2
+    assert not any(f.declared for f in found)
+    assert [f.name for f in found] == [f"{tmp_path}/labels.extxyz@{k}" for k in range(4)]
+
+
+def without(key: str) -> Callable[[Atoms], None]:
+    return lambda atoms: atoms.calc.results.pop(key)
+
+
+def spoilt(key: str, value: float) -> Callable[[Atoms], None]:
+    def spoil(atoms: Atoms) -> None:
+        label = np.array(atoms.calc.results[key], dtype=float)
+        label.flat[-1] = value
+        atoms.calc.results[key] = float(label) if label.ndim == 0 else label
+
+    return spoil
+
+
+def with_hydrogen(atoms: Atoms) -> None:
+    atoms.numbers[2] = 1
+
+
+def overlapping(atoms: Atoms) -> None:
+    atoms.positions[3] = atoms.positions[5] + [0, 0, 0.02] + atoms.cell.array[0]
+
+
+def lost(atoms: Atoms) -> None:
+    atoms.positions[1, 2] = np.nan
+
+
+def flat(atoms: Atoms) -> None:
+    atoms.cell[2] = atoms.cell[1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without("energy"), "has no energy; expected the label 'energy'"),
+        (without("forces"), "has no forces; expected the label 'forces'"),
+        (spoilt("energy", np.nan), "energy holds NaN or infinity"),
+        (spoilt("forces", np.nan), "forces holds NaN or infinity"),
+        (spoilt("forces", np.inf), "forces holds NaN or infinity"),
+        (spoilt("stress", np.nan), "stress holds NaN or infinity; leave it out"),
+        (with_hydrogen, r"holds H; model.elements names Si, Ge only"),
+        (overlapping, r"atoms [35] and [35] are 0.02 Å apart"),
+        (lost, "positions or cell hold NaN"),
+        (flat, "linearly dependent"),
+    ],
+)
+def test_a_bad_frame_is_one_line_with_its_number(damage: Callable[[Atoms], None], message: str, tmp_path: Path) -> None:
+    atoms = structures(1, 3)
+    calc = atoms[2].calc
+    damage(atoms[2])
+    calc.atoms = atoms[2].copy()  # or ASE would take the labels for those of another structure
+    with pytest.raises(UserError, match=message) as caught:
+        frames_of(written(tmp_path, *atoms))
+    assert str(caught.value).startswith(f"{tmp_path}/labels.extxyz@2")
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_under_foreign_names_are_listed(tmp_path: Path) -> None:
+    atoms = structures(1, 1)[0]
+    plain = atoms.copy()
+    plain.info["dft_energy"], plain.arrays["dft_forces"] = -3.0, atoms.get_forces()
+    with pytest.raises(UserError, match=r"has no energy.*dft_energy.*dft_forces"):
+        frames_of(written(tmp_path, plain))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.extxyz", b"", "holds no structures; expected at least one"),
+        ("none.extxyz", b'0\nProperties=species:S:1:pos:R:3 energy=1.0 pbc="F F F"\n', "no atoms|holds no structures"),
+        ("words.extxyz", b"once upon a time\n", "cannot be read"),
+        ("bytes.extxyz", bytes(range(128, 256)), "cannot be read"),
+        ("words.db", b"once upon a time\n" * 100, "cannot be read"),
+        ("empty.db", b"", "cannot be read|holds no structures"),
+        ("words.json", b"once upon a time\n", "cannot be read"),
+        ("empty.json", b"", "cannot be read|holds no structures"),
+    ],
+)
+def test_files_that_are_no_labels(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        frames_of(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_cut_short(tmp_path: Path) -> None:
+    path = written(tmp_path, *structures(1, 3))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-4]))
+    with pytest.raises(UserError, match=r"labels.extxyz@2 cannot be read"):
+        frames_of(path)
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist; expected labelled structures"):
+        frames_of(tmp_path / "no.extxyz")
+    with pytest.raises(UserError, match="is a folder"):
+        frames_of(tmp_path)
+
+
+# ---- who sees what ----
+
+
+def numbered(counts: list[int]) -> list[Frame]:
+    """Frames of which only the trajectory matters."""
+    nothing = Sample(*[None] * 4)  # type: ignore[arg-type]
+    return [Frame(nothing, f"t{k}", True, "") for k, n in enumerate(counts) for _ in range(n)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whole_trajectories_are_dealt(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 30, size=rng.integers(3, 40)).tolist()
+    share = float(rng.uniform(0.05, 0.4))
+    split = data.split_by_trajectory(numbered(counts), share, share, seed)
+    parts = [set(split.train), set(split.validation), set(split.test)]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set.union(*parts)) == len(counts)
+    assert split == data.split_by_trajectory(numbered(counts), share, share, seed)
+    for part in parts[1:]:  # never more than one trajectory too many
+        assert sum(counts[int(t[1:])] for t in part) < share * sum(counts) + max(counts)
+
+
+def test_the_fractions_are_met_and_the_seed_decides() -> None:
+    frames = numbered([5] * 100)
+    split = data.split_by_trajectory(frames, 0.2, 0.1, 0)
+    assert (len(split.train), len(split.validation), len(split.test)) == (70, 20, 10)
+    assert split != data.split_by_trajectory(frames, 0.2, 0.1, 1)
+    assert data.split_by_trajectory(frames, 0.0, 0.0, 0).train == tuple(sorted(f"t{k}" for k in range(100)))
+
+
+def test_impossible_splits() -> None:
+    with pytest.raises(UserError, match=r"hold 2 trajectories, 3 are needed.*set info\['trajectory'\]"):
+        data.split_by_trajectory(numbered([50, 50]), 0.1, 0.1, 0)
+    for shares in ((0.5, 0.5), (-0.1, 0.1), (0.1, 1.0)):
+        with pytest.raises(UserError, match="expected fractions"):
+            data.split_by_trajectory(numbered([5] * 9), *shares, 0)
+
+
+def test_no_trajectory_reaches_two_parts(tmp_path: Path) -> None:
+    """Down to the numbers: every held-out energy is that of a held-out trajectory."""
+    atoms = structures(8, 3)
+    path = written(tmp_path, *np.random.default_rng(0).permutation(np.array([*atoms, None], dtype=object)[:-1]))
+    found = data.load(DataConfig(files=(str(path),), validation=0.25, test=0.25), CONFIG)
+    assert (len(found.train), len(found.validation), len(found.test)) == (12, 6, 6)
+    for part in ("train", "validation", "test"):
+        expected = sorted(a.get_potential_energy() for a in atoms if a.info["trajectory"] in getattr(found.split, part))
+        assert sorted(float(s.energy) for s in getattr(found, part)) == pytest.approx(expected, abs=1e-7)
+
+
+def test_validation_files_of_their_own(tmp_path: Path) -> None:
+    train = written(tmp_path, *structures(4, 2))
+    other = written(
+        tmp_path, *[labelled(a, trajectory=f"other {k}") for k, a in enumerate(structures(3, 1, seed=9))], name="v.xyz"
+    )
+    config = DataConfig(files=(str(train),), validation_files=(str(other),), test=0.25)
+    found = data.load(config, CONFIG)
+    assert (len(found.train), len(found.validation), len(found.test)) == (6, 3, 2)
+    assert found.split.validation == ("other 0", "other 1", "other 2")
+    assert list(found.files) == [str(train), str(other)]
+    with pytest.raises(UserError, match="share trajectory 'run 0'"):
+        data.load(DataConfig(files=(str(train),), validation_files=(str(train),)), CONFIG)
+    with pytest.raises(UserError, match=r"data\.files is empty"):
+        data.load(DataConfig(), CONFIG)
+
+
+def test_undeclared_trajectories_are_counted(tmp_path: Path) -> None:
+    atoms = structures(4, 2)
+    for a in atoms[:4]:
+        del a.info["trajectory"]
+    found = data.load(DataConfig(files=(str(written(tmp_path, *atoms)),), validation=0.2, test=0.2), CONFIG)
+    assert found.undeclared == 4
+
+
+# ---- references and scale ----
+
+
+def sample(atoms: Atoms, energy: float) -> Sample:
+    from triforces_deploy.neighbours import graph_from_atoms
+
+    forces = torch.full((len(atoms), 3), 0.5, dtype=torch.float64)
+    stress = torch.full((1, 3, 3), torch.nan, dtype=torch.float64)
+    return Sample(graph_from_atoms(atoms, CUTOFF), torch.tensor([energy], dtype=torch.float64), forces, stress)
+
+
+def test_planted_references_come_back() -> None:
+    planted = {14: -4.63, 32: -3.85}
+    references = data.fit_references([sample(a, sum(planted[z] for z in a.numbers)) for a in structures(4, 2)])
+    assert references.dtype == torch.float64
+    assert {z: pytest.approx(float(references[z]), abs=1e-10) for z in planted} == planted
+    assert sorted(torch.nonzero(references).flatten().tolist()) == [14, 32]
+
+
+def test_references_of_a_compound_that_tells_nothing_apart() -> None:
+    atoms = structures(1, 1)[0]
+    atoms.numbers[:4] = 32
+    references = data.fit_references([sample(atoms, -33.6), sample(atoms.repeat((1, 1, 2)), -67.2)])
+    assert float(references[14]) == pytest.approx(-4.2)
+    assert float(references[32]) == pytest.approx(-4.2)
+
+
+def test_the_scale_is_the_rms_force() -> None:
+    samples = [sample(a, 0.0) for a in structures(2, 1)]
+    assert float(data.fit_scale(samples)) == pytest.approx(0.5)
+    assert float(data.fit_scale([s._replace(forces=0 * s.forces) for s in samples])) == 1.0
+
+
+# ---- batches ----
+
+
+def test_every_pass_sees_each_structure_once() -> None:
+    drawn = [k for step in range(21) for k in data.batch_indices(7, 3, seed=5, step=step)]
+    passes = [drawn[7 * p : 7 * p + 7] for p in range(9)]
+    assert all(sorted(p) == list(range(7)) for p in passes)
+    assert len({tuple(p) for p in passes}) > 7
+    assert data.batch_indices(7, 3, 5, 20) == drawn[60:]  # from nowhere, as after a restart
+    assert data.batch_indices(7, 3, 6, 20) != drawn[60:]
+
+
+def test_batches_are_functions_of_the_step(tmp_path: Path) -> None:
+    samples = [f.sample for f in frames_of(written(tmp_path, *structures(3, 2)))]
+    straight = list(data.batches(samples, 4, 1, range(8), rotate=True))
+    resumed = list(data.batches(samples, 4, 1, range(5, 8), rotate=True))
+    for one, two in zip(straight[5:], resumed, strict=True):
+        assert torch.equal(one.forces, two.forces)
+        assert torch.equal(one.graph.edge_vector, two.graph.edge_vector)
+    plain = next(data.batches(samples, 4, 1, range(1), rotate=False))
+    chosen = join([samples[k] for k in data.batch_indices(6, 4, 1, 0)])
+    assert torch.equal(plain.forces, chosen.forces)
+    assert torch.equal(plain.energy, straight[0].energy)
+    assert not torch.allclose(plain.forces, straight[0].forces)
+
+
+# ---- turning ----
+
+
+def test_turns_are_uniform_over_all_of_o3() -> None:
+    """Moments of the Haar measure: E[R] = 0, E[R²] = 1/3, E[R⁴] = 1/5 for each entry, half of them reflections."""
+    turns = data.random_rotations(40_000, np.random.default_rng(0))
+    np.testing.assert_allclose(turns @ turns.transpose(1, 2), torch.eye(3).expand(40_000, 3, 3), atol=1e-12)
+    assert float(torch.linalg.det(turns).mean()) == pytest.approx(0, abs=0.02)
+    np.testing.assert_allclose(turns.mean(dim=0), 0, atol=0.02)
+    np.testing.assert_allclose(turns.square().mean(dim=0), 1 / 3, atol=0.01)
+    np.testing.assert_allclose(turns.pow(4).mean(dim=0), 1 / 5, atol=0.01)
+
+
+def turned_and_labelled_again(atoms: Atoms, turn: torch.Tensor) -> Atoms:
+    """What ASE says of the turned crystal."""
+    moved = atoms.copy()
+    moved.set_cell(atoms.cell.array @ turn.numpy().T)
+    moved.positions = atoms.positions @ turn.numpy().T
+    return labelled(moved)
+
+
+def test_labels_turn_as_those_of_the_turned_crystal(tmp_path: Path) -> None:
+    atoms = structures(1, 1)[0].repeat((1, 1, 2))
+    atoms.positions[0] += [0.1, -0.2, 0.3]
+    atoms = labelled(atoms)
+    with connect(tmp_path / "a.db") as database:
+        database.write(atoms)
+    original = frames_of(tmp_path / "a.db")[0].sample
+    for turn in data.random_rotations(4, np.random.default_rng(3)):
+        ours, truth = data.rotated(original, turn), turned_and_labelled_again(atoms, turn)
+        np.testing.assert_allclose(ours.forces, truth.get_forces(), atol=1e-12)
+        np.testing.assert_allclose(ours.stress[0], truth.get_stress(voigt=False), atol=1e-13)
+        np.testing.assert_allclose(ours.graph.cell[0], truth.cell.array, atol=1e-12)
+        assert float(ours.energy) == pytest.approx(truth.get_potential_energy(), abs=1e-10)
+        assert abs(original.forces - ours.forces).max() > 0.01
+
+
+def springs(graph: Graph) -> torch.Tensor:
+    """An energy that knows no direction."""
+    length = graph.edge_vector.norm(dim=1)
+    return scatter_sum((CUTOFF - length) ** 3, graph.edge_index[1], len(graph.numbers))
+
+
+def test_an_invariant_energy_stays_and_its_forces_turn() -> None:
+    one, two = (sample(a, 0.0) for a in structures(2, 1))
+    turns = data.random_rotations(2, np.random.default_rng(1))
+    still = predict(springs, join([one, two]).graph)
+    moved = predict(springs, join([data.rotated(one, turns[0]), data.rotated(two, turns[1])]).graph)
+    np.testing.assert_allclose(moved.energy, still.energy, rtol=1e-12)
+    np.testing.assert_allclose(moved.forces[:8], still.forces[:8] @ turns[0].T, atol=1e-10)
+    np.testing.assert_allclose(moved.forces[8:], still.forces[8:] @ turns[1].T, atol=1e-10)
+    np.testing.assert_allclose(moved.stress, turns @ still.stress @ turns.transpose(1, 2), atol=1e-12)
+
+
+def test_the_structure_stream_does_not_notice_the_turn() -> None:
+    torch.manual_seed(0)
+    stream = StructureStream(StructureConfig(width=8, hidden=8, n_radial=3, n_channels=2, l_max=2, layers=1), CUTOFF).double()
+    still = sample(structures(1, 1)[0], 0.0)
+    moved = data.rotated(still, data.random_rotations(1, np.random.default_rng(5))[0])
+    with torch.no_grad():
+        np.testing.assert_allclose(stream(moved.graph), stream(still.graph), atol=1e-12)
+
+
+def test_reading_is_silent(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(frames_of(written(tmp_path, *structures(1, 2)))) == 2

@@ -1,0 +1,87 @@
+"""Recipes: those of the package hold, and what a slip of the pen gives is one helpful line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from triforces_deploy.config import as_dict, read
+from triforces_deploy.errors import UserError
+from triforces_deploy.model import Model
+from triforces_deploy.training.recipe import RECIPES, Recipe, load_recipe
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.yaml")))
+def test_the_recipes_of_the_package_build_a_model(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe == load_recipe(RECIPES / f"{name}.yaml")
+    smaller = {"orb_v3": {"latent": 16, "n_layers": 1, "mlp_hidden": 16}}[recipe.model.backbone.name]
+    options = {**recipe.model.backbone.options, **smaller}
+    backbone = dataclasses.replace(recipe.model.backbone, options=options)
+    assert Model(dataclasses.replace(recipe.model, backbone=backbone)).facts().elements == recipe.model.elements
+
+
+def test_the_paper_recipe_names_every_key() -> None:
+    """The kitchen sink: a key added to the code has to be shown there."""
+    written = yaml.safe_load((RECIPES / "paper.yaml").read_text())
+
+    def keys(data: object) -> object:
+        return {k: keys(v) for k, v in data.items()} if isinstance(data, dict) else None
+
+    known = as_dict(load_recipe("paper"))
+    del known["data"]["validation_files"]
+    assert keys(written) == keys(known)
+
+
+def test_a_recipe_survives_being_written_down() -> None:
+    recipe = load_recipe("demo")
+    assert read(Recipe, yaml.safe_load(yaml.safe_dump(as_dict(recipe))), "again") == recipe
+
+
+def test_files_and_streams_are_replaced_and_nothing_else() -> None:
+    plain = load_recipe("demo")
+    changed = load_recipe("demo", files=[Path("a.extxyz"), Path("b.db")], streams=False)
+    assert changed.data.files == ("a.extxyz", "b.db")
+    assert changed.model.composition is None
+    assert changed.model.structure is None
+    back = dataclasses.replace(
+        changed,
+        data=dataclasses.replace(changed.data, files=plain.data.files),
+        model=dataclasses.replace(changed.model, composition=plain.model.composition, structure=plain.model.structure),
+    )
+    assert back == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {elements: [Si]}\ntrainer: {step: 5}", r"unknown key 'step'; did you mean 'steps'\?"),
+        ("model: {elements: [Si]}\noptimizer: {lr: 1}", r"unknown key 'optimizer'; did you mean 'optimiser'\?"),
+        ("data: {files: [a]}", "missing key 'model'"),
+        ("model: {elements: [Si]}\nloss: {forces_form: l1}", "expected one of mae, mse, huber, l2; got 'l1'"),
+        ("model: {elements: [Si]}\ntrainer: {steps: ten}", "trainer.steps: expected int, got str 'ten'"),
+        ("model: {elements: [Si]}\ntrainer: {steps: 0}", "trainer.steps: expected a number above 0, got 0"),
+        ("model: {elements: [Si]}\ntrainer: {max_minutes: -1}", "trainer.max_minutes: expected a number above 0"),
+        ("model: {elements: [Si]}\noptimiser: {lr: .nan}", "optimiser.lr: expected a number above 0, got nan"),
+        ("model: {elements: [Si]}\noptimiser: {ema: 1.5}", "optimiser.ema: expected a number in 0 … 1"),
+        ("model: {elements: [Si]}\nloss: {forces: -1}", "loss.forces: expected 0 or more"),
+        ("model: {elements: [Si]}\nloss: {energy: 0, forces: 0, stress: 0}", "all weights are 0"),
+        ("model: {elements: [Si]\ntrainer", "not valid YAML"),
+        ("- a list", "expected a mapping"),
+    ],
+)
+def test_slips_of_the_pen(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(path)
+    assert "\n" not in str(caught.value)
+    assert "recipe.yaml" in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there() -> None:
+    with pytest.raises(UserError, match=r"dmo does not exist; expected .* one of the names demo, minimal, paper"):
+        load_recipe("dmo")
