@@ -4,20 +4,19 @@
 set -euo pipefail
 out=${1:?usage: 01_demo.sh FOLDER}
 rm -rf "$out" && mkdir -p "$out" && cd "$out"
+export OMP_NUM_THREADS=1 # a core each for what runs side by side, and ranks that can be compared
 begin=$SECONDS
 step() { printf '\n\033[1m[%3d s] %s\033[0m\n' $((SECONDS - begin)) "$*" >&2; "$@"; }
 
 step tfdeploy label -o labels.extxyz
 
-# The model and its baseline of the same budget train side by side, a core each.
-export OMP_NUM_THREADS=1
+# The model and its baseline of the same budget train side by side.
 (tfdeploy train demo --no-streams --data labels.extxyz -o baseline > baseline.txt 2>&1) &
 baseline=$!
 trap 'kill $baseline 2>/dev/null || true' EXIT
 step tfdeploy train demo --data labels.extxyz -o run
 wait $baseline
 trap - EXIT
-unset OMP_NUM_THREADS
 
 step tfdeploy evaluate run/best.ckpt --baseline baseline/best.ckpt -o values.npz
 tfdeploy evaluate run/best.ckpt --baseline baseline/best.ckpt --json > errors.json

@@ -159,15 +159,26 @@ def _suggest(word: str, known: typing.Iterable[object]) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; UserError when there is none."""
+    """The mapping in a YAML file; UserError when there is none or a key stands twice."""
     import yaml
 
+    class Strict(yaml.SafeLoader):  # type: ignore[misc]
+        """Refuses a repeated key, of which YAML itself would silently keep the last."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for k, key in enumerate(keys) if key in keys[:k]), None)
+            if twice is not None:
+                raise UserError(f"{path}: key '{twice}' stands twice, again in line {node.start_mark.line + 1} or below")
+            return super().construct_mapping(node, deep)
+
     try:
-        data = yaml.safe_load(existing(path, "a YAML recipe").read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" in line {where.line + 1}" if where else ""
+        data = yaml.load(existing(path, "a YAML recipe").read_text(), Strict)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path} is not valid YAML{line}; see the recipes that come with the package") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not text in YAML; see the recipes that come with the package") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of keys, got {_kind(data)}")
     return data

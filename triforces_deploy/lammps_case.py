@@ -95,7 +95,7 @@ def write_case(
     with replacing(folder / "defect.extxyz") as part:
         write(part, wrapped, format="extxyz")
     script = SCRIPT.format(
-        artifact=artifact,
+        artifact=f'"{artifact}"' if " " in artifact else artifact,
         elements=" ".join(elements),
         temperature=temperature,
         timestep=timestep / 1000,

@@ -19,8 +19,8 @@ from triforces_deploy.files import existing, replacing
 
 STEPS = (
     ("Label", "labels.extxyz", "tfdeploy label -o labels.extxyz"),
-    ("Train", "run/best.ckpt", "tfdeploy train RECIPE.yaml --data labels.extxyz -o run"),
-    ("Baseline", "baseline/best.ckpt", "tfdeploy train RECIPE.yaml --no-streams --data labels.extxyz -o baseline"),
+    ("Train", "run/best.ckpt", "tfdeploy train demo --data labels.extxyz -o run"),
+    ("Baseline", "baseline/best.ckpt", "tfdeploy train demo --no-streams --data labels.extxyz -o baseline"),
     ("Evaluate", "errors.json", "tfdeploy evaluate run/best.ckpt --baseline baseline/best.ckpt -o values.npz"),
     ("Export", "triforces.pt", "tfdeploy export run/best.ckpt -o triforces.pt"),
     ("Verify", "verify.json", "tfdeploy verify triforces.pt --against run/best.ckpt"),

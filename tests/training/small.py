@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import yaml
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
+from triforces_deploy import checkpoint
 from triforces_deploy.config import as_dict, read
+from triforces_deploy.training import loop
+from triforces_deploy.training.loop import TrainResult
 from triforces_deploy.training.recipe import Recipe
+from triforces_deploy.training.structures import Frame, read_frames
 
 MODEL: dict[str, Any] = {
     "elements": ["Si", "Ge"],
@@ -57,6 +64,17 @@ def labels(folder: Path, **how_many: int) -> Path:
     return path
 
 
+def written(folder: Path, *atoms: Atoms, name: str = "labels.extxyz") -> Path:
+    """A file of some structures."""
+    write(folder / name, list(atoms), format="extxyz")
+    return folder / name
+
+
+def frames_of(path: Path) -> list[Frame]:
+    """What training reads from it for the model above."""
+    return read_frames([path], MODEL["elements"], MODEL["cutoff"])
+
+
 def recipe(path: Path, /, **sections: dict[str, Any]) -> Recipe:
     """A plan of 40 steps with everything that can be resumed wrongly: several passes, validations, states and log lines."""
     plan: dict[str, Any] = {
@@ -76,7 +94,27 @@ def recipe(path: Path, /, **sections: dict[str, Any]) -> Recipe:
 
 def recipe_file(path: Path, plan: Recipe) -> Path:
     """The plan as a user would hand it over."""
-    import yaml
-
     path.write_text(yaml.safe_dump(as_dict(plan)))
     return path
+
+
+def train(plan: Recipe, out: Path, resume: bool = True) -> TrainResult:
+    return loop.train(plan, out, resume=resume, progress=False)
+
+
+def log(folder: Path) -> list[dict[str, str]]:
+    with (folder / "log.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def column(folder: Path, name: str) -> list[float]:
+    return [float(row[name]) for row in log(folder) if row[name]]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = checkpoint.load(path)[0].state_dict()
+    return found
+
+
+def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)

@@ -88,7 +88,8 @@ def tilted(host: str, n: int, seed: int) -> Atoms:
     atoms = defects.vacancy(defects.supercell_of(host, n), rng)
     atoms.rotate(50, (1, 2, 3), rotate_cell=True)
     atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.uniform(-0.05, 0.05, (3, 3))), scale_atoms=True)
-    atoms.positions += rng.normal(0, 0.1, atoms.positions.shape) + [40.0, -3.0, 0.0]  # outside of the cell
+    atoms.rattle(0.1, rng=rng)
+    atoms.translate((40.0, -3.0, 0.0))  # out of the cell
     return atoms
 
 
