@@ -21,7 +21,7 @@ from triforces_deploy.graph import Graph, collate
 from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.payloads import UnusableError
-from triforces_deploy.potential import Facts, Potential
+from triforces_deploy.potential import DTYPES, Facts, Potential
 
 from .backends import BACKENDS, Payload, compile_payload
 from .capture import capture
@@ -61,7 +61,7 @@ def export(source: Path, out: Path, options: ExportOptions, report: Report = lam
     """
     model, provenance = checkpoint.load(source)
     refuse_unfit(model)
-    model.set_network_dtype(getattr(torch, options.dtype))
+    model.set_network_dtype(DTYPES[options.dtype])
     facts = _facts(model, options)
     payloads, notes = _compile(model, options, report)
     metadata = Metadata(
@@ -96,7 +96,7 @@ def refuse_unfit(model: Model) -> None:
 def eager_reference(source: Path, facts: Facts, dtype: str) -> Potential:
     """The checkpoint's own model as a potential, in the given precision and under the policies of ``facts``."""
     model, _ = checkpoint.load(source)
-    model.set_network_dtype(getattr(torch, dtype))
+    model.set_network_dtype(DTYPES[dtype])
     return Potential(dataclasses.replace(facts, dtype=dtype), lambda g: derivatives.evaluate(model, g), "eager")
 
 

@@ -186,3 +186,25 @@ except UserError as error:
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="choose a folder that exists"):
         checkpoint.save(tmp_path / "no" / "x.ckpt", tiny_model(), {})
+
+
+FORMATS = Path(__file__).parent / "fixtures" / "formats"
+
+
+@pytest.mark.parametrize("path", sorted([*FORMATS.glob("*.ckpt"), *FORMATS.glob("*.pt")]), ids=lambda p: p.name)
+def test_files_of_every_format_still_give_their_energy(path: Path) -> None:
+    atoms = bulk("Si", "diamond", 5.43, cubic=True)
+    atoms.symbols[0] = "Ge"
+    atoms.positions[0] += 0.1
+    graph = graph_from_atoms(atoms, 4.0)
+    if path.suffix == ".ckpt":
+        energy = float(checkpoint.load(path)[0](graph).sum())
+    else:
+        energy = float(artifact.load(path).evaluate(graph).energies.sum())
+    (expected,) = json.loads((FORMATS / "energy.json").read_text()).values()
+    assert energy == pytest.approx(expected, abs=1e-10)
+
+
+def test_the_present_formats_have_their_files() -> None:
+    names = {p.name for p in FORMATS.iterdir()}
+    assert {f"checkpoint-{checkpoint.FORMAT}.ckpt", f"artifact-{artifact.FORMAT}.pt"} <= names

@@ -23,7 +23,7 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing, replacing
 from triforces_deploy.model import Model
 from triforces_deploy.payloads import PayloadInfo, UnusableError, open_payload
-from triforces_deploy.potential import Facts, Potential
+from triforces_deploy.potential import DTYPES, Facts, Potential
 from triforces_deploy.unified import Unified
 
 KIND = "triforces-deploy artifact"
@@ -110,7 +110,7 @@ def potential(artifact: Artifact, name: str, backend: str | None = None) -> Pote
 def rebuild(artifact: Artifact) -> Model:
     """The eager model from the safe core, in the precision of the artifact."""
     model = Model(artifact.metadata.config)
-    model.set_network_dtype(getattr(torch, artifact.metadata.facts.dtype))
+    model.set_network_dtype(DTYPES[artifact.metadata.facts.dtype])
     model.load_state_dict(artifact.weights)
     return model.eval().requires_grad_(False)
 

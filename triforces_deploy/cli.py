@@ -220,7 +220,7 @@ def defect(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a demo: run/, baseline/, triforces.pt, md-1/, md-2/ …")],
+    folder: Annotated[Path, typer.Argument(help="Folder that examples/01_demo.sh has filled.")],
 ) -> None:
     """One page with numbers and pictures of a whole demo."""
     from triforces_deploy.report import write_report

@@ -23,7 +23,7 @@ pair_coeff      * * {elements}
 
 thermo          {thermo}
 thermo_style    custom step time temp pe ke etotal press vol
-thermo_modify   format float %.10g
+thermo_modify   format float %.13g
 
 minimize        0.0 1e-3 500 5000
 

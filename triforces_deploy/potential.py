@@ -6,13 +6,17 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 
 from triforces_deploy import exchange
 from triforces_deploy.derivatives import Evaluation
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
+
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+"""Precisions a network can have, by the name that files and users give them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +97,6 @@ class Potential:
         """Refuse atoms of an element that training (or the frozen composition) never saw; UserError."""
         if bool(self._allowed[numbers].all()):
             return
-        from ase.data import chemical_symbols
-
         unknown = sorted({chemical_symbols[z] for z in numbers[~self._allowed[numbers]].tolist()})
         known = ", ".join(chemical_symbols[z] for z in sorted(self._allowed_numbers()))
         why = "the frozen composition holds" if self.facts.composition == "frozen" else "the model was trained for"
