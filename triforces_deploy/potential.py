@@ -14,7 +14,6 @@ from triforces_deploy.derivatives import Evaluation
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
 
-
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 """Precisions a network can have, by the name that files and users give them."""
 
