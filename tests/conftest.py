@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.tiny import tiny_model
 from triforces_deploy import checkpoint
 from triforces_deploy.export.exporting import ExportOptions, export
 
+os.environ["OMP_NUM_THREADS"] = "1"  # LAMMPS' side would take all cores, and so would every child process
 torch.set_num_threads(1)
 
 

@@ -106,7 +106,7 @@ def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = Tr
 
 
 def _find(path: Path) -> Path:
-    if not path.exists() and path.name == str(path) and path.suffix == "" and (RECIPES / f"{path}.yaml").is_file():
+    if not path.is_file() and path.name == str(path) and path.suffix == "" and (RECIPES / f"{path}.yaml").is_file():
         return RECIPES / f"{path}.yaml"
     return existing(path, f"a recipe (YAML), or one of the names {', '.join(sorted(p.stem for p in RECIPES.glob('*.yaml')))}")
 

@@ -85,3 +85,10 @@ def test_slips_of_the_pen(text: str, message: str, tmp_path: Path) -> None:
 def test_a_recipe_that_is_not_there() -> None:
     with pytest.raises(UserError, match=r"dmo does not exist; expected .* one of the names demo, minimal, paper"):
         load_recipe("dmo")
+
+
+def test_a_folder_of_that_name_does_not_hide_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make demo` leaves one called demo."""
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("demo").model.elements == ("Si", "Ge")
