@@ -36,14 +36,14 @@ def main() -> None:
         ("evaluation_speed.py", str(ARTIFACT)),
         ("interface_cost.py",),
         ("nve_drift.py", str(ARTIFACT)),
-        ("lammps_memory.py",),
+        ("lammps_memory.py", str(ARTIFACT)),
     ):
         print(script, flush=True)
         command = [sys.executable, str(HERE / script), *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         lines += ["", f"## {script}", done.stdout.strip()]
         print(done.stdout, flush=True)
-    (HERE / "results" / "cpu.txt").write_text("\n".join(lines) + "\n")
+        (HERE / "results" / "cpu.txt").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
