@@ -14,6 +14,7 @@ env: .venv/ready
 	touch .venv/ready
 
 demo: env
+	rm -rf demo
 	bash examples/01_demo.sh demo
 
 test: env

@@ -34,6 +34,7 @@ def main() -> None:
     ]
     for script, *arguments in (
         ("evaluation_speed.py", str(ARTIFACT)),
+        ("lammps_parity.py", str(ARTIFACT)),
         ("interface_cost.py",),
         ("nve_drift.py", str(ARTIFACT)),
         ("lammps_memory.py", str(ARTIFACT)),

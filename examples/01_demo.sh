@@ -3,7 +3,11 @@
 # Usage: 01_demo.sh FOLDER
 set -euo pipefail
 out=${1:?usage: 01_demo.sh FOLDER}
-rm -rf "$out" && mkdir -p "$out" && cd "$out"
+if [ -e "$out" ]; then
+  echo "01_demo.sh: $out exists; name a new folder or remove it first" >&2
+  exit 2
+fi
+mkdir -p "$out" && cd "$out"
 export OMP_NUM_THREADS=1 # a core each for what runs side by side, and ranks that can be compared
 begin=$SECONDS
 step() { printf '\n\033[1m[%3d s] %s\033[0m\n' $((SECONDS - begin)) "$*" >&2; "$@"; }

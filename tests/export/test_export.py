@@ -18,6 +18,7 @@ from triforces_deploy.export import exporting
 from triforces_deploy.export.exporting import ExportOptions, export, reverify
 from triforces_deploy.export.probes import probe_structures
 from triforces_deploy.export.verify import check
+from triforces_deploy.graph import collate
 from triforces_deploy.neighbours import graph_from_atoms
 
 COMPILED = ("aoti", "torchscript")
@@ -36,8 +37,8 @@ def test_compiled_equals_eager_at_every_size(compiled_artifact: Path, backend: s
     ours, eager = artifact.load(compiled_artifact, backend), artifact.load(compiled_artifact, "eager")
     assert ours.backend == backend
     structures = {**probe_structures(TINY.elements, seed=9), "nothing": Atoms(), "pair": Atoms("Si2", [(0, 0, 0), (0, 0, 2.4)])}
-    for atoms in (*structures.values(), sige().repeat((3, 2, 2))):
-        graph = graph_from_atoms(atoms, TINY.cutoff)
+    graphs = [graph_from_atoms(atoms, TINY.cutoff) for atoms in (*structures.values(), sige().repeat((3, 2, 2)))]
+    for graph in (*graphs, collate(graphs)):
         new, old = ours.evaluate(graph), eager.evaluate(graph)
         torch.testing.assert_close(new.energies, old.energies, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(new.edge_forces, old.edge_forces, rtol=1e-12, atol=1e-12)
