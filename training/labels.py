@@ -14,7 +14,7 @@ from ase import Atoms
 from triforces_deploy import defects
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import replacing
-from triforces_deploy.training.reference import Reference
+from triforces_deploy.training.reference import SOURCES, Reference
 
 DefectKind = Literal["none", "vacancy", "interstitial", "substitution", "antisite", "pair"]
 
@@ -28,7 +28,7 @@ class LabelConfig:
     hosts: tuple[str, ...] = ("Si",)
     """Names in ``triforces_deploy.defects.HOSTS``."""
     substitutes: tuple[str, ...] = ("Ge",)
-    """Foreign elements for substitutions and interstitials. SiCGe.tersoff has no parameters for Ge beside C."""
+    """Foreign elements for substitutions and interstitials, used in the hosts beside which the potential knows them."""
     defects: tuple[DefectKind, ...] = ("none", "vacancy", "interstitial", "substitution", "pair")
     """Dealt in turn. 'antisite' needs hosts of two elements."""
     atoms: int = 64
@@ -58,6 +58,8 @@ class LabelSummary:
     """All frames together."""
     rms_force: float
     """eV/Å, of components."""
+    left_out: tuple[str, ...]
+    """Substitutes that the potential cannot label in a host, such as 'Ge in SiC'."""
 
 
 def label(config: LabelConfig, out: Path, progress: bool = True) -> LabelSummary:
@@ -87,7 +89,24 @@ def label(config: LabelConfig, out: Path, progress: bool = True) -> LabelSummary
     with replacing(out) as part:
         write(part, frames, format="extxyz")
     forces = np.concatenate([a.calc.results["forces"] for a in frames])
-    return LabelSummary(out, len(frames), config.trajectories, len(forces), float(np.sqrt((forces**2).mean())))
+    left_out = tuple(f"{e} in {h}" for h in config.hosts for e in config.substitutes if e not in _guests(h, config))
+    return LabelSummary(out, len(frames), config.trajectories, len(forces), float(np.sqrt((forces**2).mean())), left_out)
+
+
+def _guests(host: str, config: LabelConfig) -> list[str]:
+    """Substitutes that the potential can label in a host."""
+    return [e for e in config.substitutes if SOURCES[config.potential].mixes(e, defects.HOSTS[host].elements)]
+
+
+def _kinds(host: str, config: LabelConfig) -> list[str]:
+    """Defects to deal to a host: without a guest it gets antisites in place of substitutions, or neither."""
+    compound = len(defects.HOSTS[host].elements) == 2
+    kinds: list[str] = list(config.defects)
+    if not _guests(host, config):
+        kinds = ["antisite" if k == "substitution" else k for k in kinds if k != "substitution" or compound]
+    if not kinds:
+        raise UserError(f"labels: substitutions in {host} need substitutes that {config.potential} knows beside it")
+    return kinds
 
 
 def _check(config: LabelConfig) -> None:
@@ -131,12 +150,13 @@ def _trajectory(config: LabelConfig, reference: Reference, k: int) -> list[Atoms
 def _structure(config: LabelConfig, rng: np.random.Generator, k: int) -> Atoms:
     """The host and the defect that are next in turn."""
     host = config.hosts[k % len(config.hosts)]
-    kind = config.defects[(k // len(config.hosts)) % len(config.defects)]
     perfect = defects.supercell_of(host, config.atoms, rng)
+    kinds = _kinds(host, config)
+    kind = kinds[(k // len(config.hosts)) % len(kinds)]
     if kind == "none":
         return perfect
     if kind == "pair":
-        names = [d for d in config.defects if d not in ("none", "pair")] or ["vacancy", "interstitial"]
+        names = [d for d in kinds if d not in ("none", "pair")] or ["vacancy", "interstitial"]
         return _pair(perfect, names, host, config, rng)
     return _maker(kind, host, config, rng)(perfect, rng, None)
 
@@ -149,12 +169,8 @@ def _maker(kind: str, host: str, config: LabelConfig, rng: np.random.Generator) 
     if kind == "antisite":
         return defects.antisite
     if kind == "substitution":
-        if not config.substitutes:
-            raise UserError(
-                "labels: substitutions need substitutes; name an element there or leave 'substitution' out of defects"
-            )
-        return partial(defects.substitution, element=str(rng.choice(config.substitutes)))
-    element = str(rng.choice([*own, *config.substitutes]))
+        return partial(defects.substitution, element=str(rng.choice(_guests(host, config))))
+    element = str(rng.choice([*own, *_guests(host, config)]))
     site = defects.SITES[rng.integers(len(defects.SITES))]
     return partial(defects.interstitial, element=element, site=site)
 

@@ -30,10 +30,16 @@ class Source:
     """LAMMPS' pair style."""
     names: dict[str, str]
     """Element → its name in the file."""
+    strangers: frozenset[frozenset[str]] = frozenset()
+    """Pairs of elements that the file has no parameters for."""
+
+    def mixes(self, guest: str, hosts: Sequence[str]) -> bool:
+        """Whether an element can be labelled beside others."""
+        return guest in self.names and not any(frozenset({guest, host}) in self.strangers for host in hosts)
 
 
 SOURCES = {
-    "SiCGe.tersoff": Source("tersoff", {"Si": "Si(D)", "C": "C", "Ge": "Ge"}),
+    "SiCGe.tersoff": Source("tersoff", {"Si": "Si(D)", "C": "C", "Ge": "Ge"}, frozenset({frozenset({"C", "Ge"})})),
     "Si.sw": Source("sw", {"Si": "Si"}),
 }
 """File name → how to use it. In SiCGe.tersoff only Si(D) mixes with C and Ge, and nothing mixes C with Ge."""
