@@ -22,8 +22,8 @@ from triforces_deploy.artifact import read_artifact
 from triforces_deploy.calculator import TriForcesCalculator
 from triforces_deploy.defects import defective
 from triforces_deploy.report import read_thermo
+from triforces_deploy.units import LAMMPS_BAR
 
-EV_A3_PER_BAR = 1 / 1.6021765e6  # LAMMPS' own constant
 BIN = Path(sys.executable).parent
 INPUT = """
 units metal
@@ -55,7 +55,7 @@ def lammps(
     command = [str(BIN / "mpirun"), "-np", str(ranks), str(BIN / "lmp"), "-in", "in.run", "-log", "log.out", "-screen", "none"]
     subprocess.run(command, cwd=folder, check=True)
     thermo = read_thermo(folder / "log.out")[-1]
-    stress = -np.array([thermo[name][-1] for name in ("Pxx", "Pyy", "Pzz", "Pyz", "Pxz", "Pxy")]) * EV_A3_PER_BAR
+    stress = -np.array([thermo[name][-1] for name in ("Pxx", "Pyy", "Pzz", "Pyz", "Pxz", "Pxy")]) / LAMMPS_BAR
     return float(thermo["PotEng"][-1]), read(folder / "dump.out", format="lammps-dump-text").get_forces(), stress
 
 

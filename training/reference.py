@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing, sha256_of
 from triforces_deploy.neighbours import check_geometry
-
-BAR = 1.6021765e6
-"""1 eV/Å³ in bar as LAMMPS has it (nktv2p of units metal), so that its own rounding is undone exactly."""
+from triforces_deploy.units import LAMMPS_BAR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Reference:
         turn = self._load(atoms)
         self._run("run 0 post no")
         forces = np.array(self._lmp.gather_atoms("f", 1, 3)).reshape(-1, 3) @ turn
-        xx, yy, zz, yz, xz, xy = (-self._lmp.get_thermo(k) / BAR for k in ("pxx", "pyy", "pzz", "pyz", "pxz", "pxy"))
+        xx, yy, zz, yz, xz, xy = (-self._lmp.get_thermo(k) / LAMMPS_BAR for k in ("pxx", "pyy", "pzz", "pyz", "pxz", "pxy"))
         stress = turn.T @ np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]) @ turn
         out: Atoms = atoms.copy()
         voigt = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]

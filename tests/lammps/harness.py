@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from triforces_deploy import derivatives
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.potential import Potential
+from triforces_deploy.units import LAMMPS_BAR
 
 Array = NDArray[np.float64]
 
@@ -32,8 +33,6 @@ QUIET: Environment = {"OMP_NUM_THREADS": "1", "MPIR_CVAR_CH4_PROGRESS_THROTTLE":
 the plugin themselves; the path that LAMMPS inside this process has set is not theirs."""
 
 BIN = Path(sys.executable).parent
-BAR = 1.6021765e6
-"""bar per eV/Å³, the value that LAMMPS uses in metal units."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Host:
         return Result(
             np.array(self.lmp.gather("c_each", 1, 1)[:n]),
             np.array(self.lmp.gather_atoms("f", 1, 3)).reshape(n, 3),
-            np.array(p) * self.lmp.get_thermo("vol") / BAR,
+            np.array(p) * self.lmp.get_thermo("vol") / LAMMPS_BAR,
         )
 
 

@@ -10,9 +10,10 @@ import pytest
 from ase import Atoms
 
 from tests.lammps import cases
-from tests.lammps.harness import BAR, Host, Result, expected, opened
+from tests.lammps.harness import Host, Result, expected, opened
 from tests.lammps.test_against_ase import check
 from triforces_deploy.potential import Potential
+from triforces_deploy.units import LAMMPS_BAR
 
 POTENTIALS = Path("share/lammps/potentials")
 
@@ -144,7 +145,7 @@ def test_per_atom_virial_adds_up(crystal: Host) -> None:
     found = crystal.result()
     crystal("thermo_style custom step pe press c_total[*]\nrun 0")
     sums = np.array(crystal.lmp.numpy.extract_compute("total", 0, 1))
-    np.testing.assert_allclose(-sums / BAR, found.virial[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]], rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(-sums / LAMMPS_BAR, found.virial[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]], rtol=1e-10, atol=1e-10)
 
 
 def test_the_builtin_mliap_still_works(host: Host) -> None:
