@@ -47,7 +47,7 @@ def main() -> None:
             {
                 "atoms": len(atoms),
                 "ps": float(run["Time"][-1] - run["Time"][0]),
-                "network": facts.dtype,
+                "network": facts.precision,
                 "mean_temperature_K": float(run["Temp"].mean()),
                 "drift_eV_per_atom_ps": slope,
                 "fluctuation_eV_per_atom": float(detrended.std()) / len(atoms),

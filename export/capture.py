@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from triforces_deploy.derivatives import evaluate
-from triforces_deploy.graph import Graph
+from triforces_deploy.graph import Graph, collate
 from triforces_deploy.model import Model
-from triforces_deploy.payloads import INPUTS, flat_inputs
+from triforces_deploy.neighbours import graph_from_atoms
+from triforces_deploy.payloads.base import INPUTS, OUTPUTS, flat_inputs
+from triforces_deploy.potential import Facts
+
+from .backends.base import Captured
+from .probes import probe_structures
 
 
-def capture(model: Model, example: Graph) -> GraphModule:
+def capture(model: Model, facts: Facts, embeddings: bool = False) -> Captured:
     """Record one evaluation, forward and backward, for any number of atoms, edges and structures.
 
     Args:
         model: in evaluation mode, its parameters needing no gradient.
-        example: any graph with several atoms, edges and structures, all different in number.
-
-    Returns:
-        Module of the tensors that payloads.INPUTS names → (energies (N,), edge forces (E, 3)).
+        facts: what it is, for those who lower it.
+        embeddings: also return the features of each stream.
     """
+    example = example_graph(model)
     cell = torch.zeros(example.composition.shape[0], 3, 3, dtype=torch.float64)
 
-    def flat(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         graph = Graph(cell=cell, **dict(zip(INPUTS, tensors, strict=True)))
-        energies, edge_forces = evaluate(model, graph)
-        return energies, edge_forces  # a plain tuple: torch.export does not know ours
+        return tuple(model.run(graph, embeddings))  # a plain tuple: torch.export knows no other
 
     with torch.no_grad():
-        return make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*flat_inputs(example))
+        module = make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*flat_inputs(example))
+    return Captured(module, example, (*OUTPUTS, *(model.stream_names() if embeddings else ())), facts)
+
+
+def example_graph(model: Model) -> Graph:
+    """Two structures whose numbers of atoms, edges and structures all differ, so that capture mixes none of them up."""
+    probes = probe_structures(model.config.elements, seed=1)
+    return collate([graph_from_atoms(probes[name], model.config.cutoff) for name in ("orthogonal", "molecule")])

@@ -13,20 +13,19 @@ from typing import Any
 import torch
 from ase import Atoms
 
-from triforces_deploy import __version__, checkpoint, derivatives
+from triforces_deploy import __version__, checkpoint
 from triforces_deploy.artifact import Artifact, Metadata, Parity, hash_weights, potential, write
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import sha256_of
-from triforces_deploy.graph import Graph, collate
 from triforces_deploy.model import Model
-from triforces_deploy.neighbours import graph_from_atoms
-from triforces_deploy.payloads import UnusableError
-from triforces_deploy.potential import DTYPES, Facts, Potential
+from triforces_deploy.payloads.base import Payload, UnusableError
+from triforces_deploy.potential import Facts, Potential
+from triforces_deploy.precision import PRECISIONS
 
-from .backends import BACKENDS, Payload, compile_payload
+from .backends.table import DEFAULT, compile_payload
 from .capture import capture
 from .probes import probe_structures
-from .verify import TOLERANCE, check, compare, parity
+from .verify import check, compare, parity
 
 FLOAT32_AGAINST_FLOAT64 = 1e-3
 """Rounding of a whole float32 evaluation that is still a rounding, relative to the largest force of a structure."""
@@ -38,13 +37,15 @@ Report = Callable[[str], None]
 class ExportOptions:
     """What is decided at export."""
 
-    dtype: str = "float64"
-    """Precision of the network, 'float64' or 'float32'."""
+    precision: str = "float64"
+    """A key of ``precision.PRECISIONS``."""
     composition: str = "live"
     """'live', or 'frozen' to that of ``structure``."""
     structure: Atoms | None = None
-    backends: Sequence[str] = tuple(BACKENDS)
+    backends: Sequence[str] = DEFAULT
     """Compiled forms to put into the file; the eager model always is."""
+    embeddings: bool = False
+    """Whether compiled forms also return the features of each stream."""
 
 
 def export(source: Path, out: Path, options: ExportOptions, report: Report = lambda _line: None) -> Artifact:
@@ -61,13 +62,12 @@ def export(source: Path, out: Path, options: ExportOptions, report: Report = lam
     """
     model, provenance = checkpoint.load(source)
     refuse_unfit(model)
-    model.set_network_dtype(DTYPES[options.dtype])
+    model.set_network_dtype(PRECISIONS[options.precision].dtype)
     facts = _facts(model, options)
-    payloads, notes = _compile(model, options, report)
+    payloads, notes = _compile(model, facts, options, report)
     metadata = Metadata(
-        facts=facts,
+        facts=dataclasses.replace(facts, policies=(*facts.policies, *notes)),
         config=model.config,
-        policies=(*_policies(facts), *notes),
         parity=(),
         payloads=tuple(p.info for p in payloads),
         weights_sha256=hash_weights(model.state_dict()),
@@ -93,22 +93,26 @@ def refuse_unfit(model: Model) -> None:
         raise UserError(f"the checkpoint holds NaN or infinity in {bad[0]}; its training diverged, take an earlier one")
 
 
-def eager_reference(source: Path, facts: Facts, dtype: str) -> Potential:
+def eager_reference(source: Path, facts: Facts, precision: str) -> Potential:
     """The checkpoint's own model as a potential, in the given precision and under the policies of ``facts``."""
     model, _ = checkpoint.load(source)
-    model.set_network_dtype(DTYPES[dtype])
-    return Potential(dataclasses.replace(facts, dtype=dtype), lambda g: derivatives.evaluate(model, g), "eager")
+    model.set_network_dtype(PRECISIONS[precision].dtype)
+    return Potential(dataclasses.replace(facts, precision=precision), model.run, "eager")
 
 
 def _facts(model: Model, options: ExportOptions) -> Facts:
-    facts = dataclasses.replace(model.facts(), dtype=options.dtype)
+    facts = _composition(dataclasses.replace(model.facts(), precision=options.precision), options)
+    return dataclasses.replace(facts, policies=_policies(facts))
+
+
+def _composition(facts: Facts, options: ExportOptions) -> Facts:
     if options.composition == "live":
         return facts
     if facts.composition == "none":
         raise UserError("--composition frozen: this model has no composition stream, there is nothing to freeze")
     if options.structure is None or len(options.structure) == 0:
         raise UserError("--composition frozen needs --structure FILE, the structure whose composition is meant")
-    reference: dict[str, int] = dict(Counter(options.structure.get_chemical_symbols()))
+    reference: dict[str, float] = dict(Counter(options.structure.get_chemical_symbols()))
     strange = sorted(set(reference) - set(facts.elements))
     if strange:
         raise UserError(f"--structure holds {', '.join(strange)}, the model knows {', '.join(facts.elements)} only")
@@ -119,7 +123,7 @@ def _policies(facts: Facts) -> tuple[str, ...]:
     composition = {
         "live": "composition: live, counted over the whole structure at each evaluation",
         "none": "composition: the model has no composition stream",
-        "frozen": "composition: frozen to " + " ".join(f"{k}{v}" for k, v in facts.reference.items()),
+        "frozen": "composition: frozen to " + " ".join(f"{k}{v:g}" for k, v in facts.reference.items()),
     }[facts.composition]
     return (
         composition,
@@ -130,39 +134,32 @@ def _policies(facts: Facts) -> tuple[str, ...]:
     )
 
 
-def _compile(model: Model, options: ExportOptions, report: Report) -> tuple[list[Payload], list[str]]:
+def _compile(model: Model, facts: Facts, options: ExportOptions, report: Report) -> tuple[list[Payload], list[str]]:
     if not options.backends:
         return [], []
     report("capturing energy and forces")
-    example = example_graph(model)
-    module = capture(model, example)
+    captured = capture(model, facts, options.embeddings)
     payloads, notes = [], []
     for backend in options.backends:
         report(f"compiling for {backend}")
         try:
-            payloads.append(compile_payload(backend, module, example, options.dtype))
+            payloads.append(compile_payload(backend, captured))
         except UnusableError as error:
             notes.append(f"back end {backend} left out: {error}")
             report(notes[-1])
     return payloads, notes
 
 
-def example_graph(model: Model) -> Graph:
-    """Two structures whose numbers of atoms, edges and structures all differ, so that capture mixes none of them up."""
-    probes = probe_structures(model.config.elements, seed=1)
-    return collate([graph_from_atoms(probes[name], model.config.cutoff) for name in ("orthogonal", "molecule")])
-
-
 def _verify(artifact: Artifact, source: Path) -> tuple[Parity, ...]:
     facts = artifact.metadata.facts
     probes = probe_structures(tuple(facts.reference) or facts.elements)
-    same = eager_reference(source, facts, facts.dtype)
+    same = eager_reference(source, facts, facts.precision)
     results = []
     for backend in (*artifact.payloads, "eager"):
         candidate = potential(artifact, "the new artifact", backend)
         rows = compare(candidate, same, probes)
-        results.append(parity(backend, f"eager {facts.dtype}", rows, TOLERANCE[facts.dtype]))
-        if facts.dtype == "float32":
+        results.append(parity(backend, f"eager {facts.precision}", rows, PRECISIONS[facts.precision].parity))
+        if facts.precision != "float64":
             exact = eager_reference(source, facts, "float64")
             rows = compare(candidate, exact, probes)
             results.append(parity(backend, "eager float64", rows, FLOAT32_AGAINST_FLOAT64))
@@ -182,10 +179,12 @@ def reverify(artifact: Artifact, name: str, against: Path | None, structures: di
     """
     facts = artifact.metadata.facts
     chosen = structures or probe_structures(tuple(facts.reference) or facts.elements)
-    reference = potential(artifact, name, "eager") if against is None else eager_reference(against, facts, facts.dtype)
-    label = f"eager {facts.dtype}" if against is None else against.name
+    reference = potential(artifact, name, "eager") if against is None else eager_reference(against, facts, facts.precision)
+    label = f"eager {facts.precision}" if against is None else against.name
     return tuple(
-        parity(backend, label, compare(potential(artifact, name, backend), reference, chosen), TOLERANCE[facts.dtype])
+        parity(
+            backend, label, compare(potential(artifact, name, backend), reference, chosen), PRECISIONS[facts.precision].parity
+        )
         for backend in (*artifact.payloads, *(() if against is None else ("eager",)))
     )
 

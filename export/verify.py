@@ -15,9 +15,6 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.potential import Potential
 
-TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
-"""Largest deviation allowed between two back ends of one precision, relative to the largest value."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Deviation:

@@ -75,7 +75,7 @@ def describe(potential: Potential, file: str, run: Run, threads: int) -> str:
     lines = [
         types,
         f"units {run.units}, newton on, cutoff {facts.cutoff:g} A, ghost cutoff {run.ghost_cutoff:g} A",
-        f"{facts.dtype} on cpu, back end {potential.backend}, {per_rank}",
+        f"{facts.precision} on cpu, back end {potential.backend}, {per_rank}",
         f"exchange: {_exchange(facts, run)}",
         f"composition: {_composition(facts, run)}",
         *potential.notes,

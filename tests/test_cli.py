@@ -70,7 +70,7 @@ def test_export_info_verify_in_json(tiny_checkpoint: Path, tmp_path: Path) -> No
     shown = json.loads(tfdeploy("info", out, "--json").stdout)
     assert made == shown
     assert shown["facts"]["reference"] == {"Si": 8}
-    assert "composition: frozen to Si8" in shown["policies"]
+    assert "composition: frozen to Si8" in shown["facts"]["policies"]
     assert "frozen to Si8" in tfdeploy("info", out).stdout
     checked = tfdeploy("verify", out, "--against", tiny_checkpoint, "--structures", tmp_path / "si.extxyz", "--json")
     (row,) = json.loads(checked.stdout)

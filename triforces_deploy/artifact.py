@@ -17,19 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triforces_deploy import checkpoint, derivatives
+from triforces_deploy import checkpoint
 from triforces_deploy.config import ModelConfig, as_dict, read
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing, replacing
 from triforces_deploy.model import Model
-from triforces_deploy.payloads import PayloadInfo, UnusableError, open_payload
-from triforces_deploy.potential import DTYPES, Facts, Potential
+from triforces_deploy.payloads.base import OUTPUTS, PayloadInfo, UnusableError
+from triforces_deploy.payloads.table import PREFERENCE
+from triforces_deploy.payloads.table import backend as backend_row
+from triforces_deploy.potential import Facts, Potential
+from triforces_deploy.precision import PRECISIONS
 from triforces_deploy.unified import Unified
 
 KIND = "triforces-deploy artifact"
-FORMAT = 1
-PREFERENCE = ("aoti", "torchscript", "eager")
-"""Back ends, fastest first."""
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,6 @@ class Metadata:
 
     facts: Facts
     config: ModelConfig
-    policies: tuple[str, ...]
-    """One line for each decision that export froze."""
     parity: tuple[Parity, ...]
     payloads: tuple[PayloadInfo, ...]
     weights_sha256: str
@@ -89,18 +88,21 @@ def load(path: str | Path, backend: str | None = None) -> Potential:
 
 def potential(artifact: Artifact, name: str, backend: str | None = None) -> Potential:
     """The runnable form of an artifact; see :func:`load`."""
+    facts = artifact.metadata.facts
     known = {info.backend: info for info in artifact.metadata.payloads}
     notes: list[str] = []
     for choice in PREFERENCE if backend is None else (backend,):
         if choice == "eager":
-            run = partial(derivatives.evaluate, rebuild(artifact))
-            return Potential(artifact.metadata.facts, run, "eager", tuple(notes))
+            model = rebuild(artifact)
+            run = partial(model.run, with_embeddings=True)
+            return Potential(facts, run, "eager", (*OUTPUTS, *model.stream_names()), notes=tuple(notes))
         if choice not in known:
             why = f"the file holds no {choice} payload"
         else:
             try:
-                compiled = open_payload(known[choice], artifact.payloads[choice])
-                return Potential(artifact.metadata.facts, compiled, choice, tuple(notes))
+                row, info = backend_row(choice), known[choice]
+                compiled = row.open(info, artifact.payloads[choice])
+                return Potential(facts, compiled, choice, info.outputs, row.exchanges, tuple(notes))
             except UnusableError as error:
                 why = str(error)
         notes.append(f"back end {choice} not used: {why}")
@@ -110,7 +112,7 @@ def potential(artifact: Artifact, name: str, backend: str | None = None) -> Pote
 def rebuild(artifact: Artifact) -> Model:
     """The eager model from the safe core, in the precision of the artifact."""
     model = Model(artifact.metadata.config)
-    model.set_network_dtype(DTYPES[artifact.metadata.facts.dtype])
+    model.set_network_dtype(PRECISIONS[artifact.metadata.facts.precision].dtype)
     model.load_state_dict(artifact.weights)
     return model.eval().requires_grad_(False)
 
@@ -171,7 +173,10 @@ def _artifact(state: dict[str, Any], name: str) -> Artifact:
         )
     if hashlib.sha256(state["metadata"].encode()).hexdigest() != state["metadata_sha256"]:
         raise damaged
-    metadata = read(Metadata, json.loads(state["metadata"]), f"{name}: metadata")
+    data = json.loads(state["metadata"])
+    for step in range(state["format"], FORMAT):
+        data = UPGRADES[step](data)
+    metadata = read(Metadata, data, f"{name}: metadata")
     payloads = {k: v.numpy().tobytes() for k, v in state["payloads"].items()}
     hashes = {info.backend: info.sha256 for info in metadata.payloads}
     if {k: hashlib.sha256(v).hexdigest() for k, v in payloads.items()} != hashes:
@@ -179,6 +184,19 @@ def _artifact(state: dict[str, Any], name: str) -> Artifact:
     if hash_weights(state["weights"]) != metadata.weights_sha256:
         raise damaged
     return Artifact(metadata, state["weights"], payloads)
+
+
+def _name_precisions(data: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 had 'dtype' where there is a named precision now, and policies beside the facts."""
+    facts = {**data["facts"], "precision": data["facts"]["dtype"], "policies": data["policies"]}
+    payloads = [{**info, "precision": info["dtype"]} for info in data["payloads"]]
+    for mapping in (facts, *payloads):
+        del mapping["dtype"]
+    return {**{k: v for k, v in data.items() if k != "policies"}, "facts": facts, "payloads": payloads}
+
+
+UPGRADES = {1: _name_precisions}
+"""Format → what turns its metadata into those of the next."""
 
 
 def hash_weights(weights: dict[str, Tensor]) -> str:

@@ -128,12 +128,13 @@ def evaluate(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, e.g. run/best.ckpt.")],
     out: Out = Path("triforces.pt"),
-    dtype: Annotated[Literal["float64", "float32"], typer.Option(help="Precision of the network.")] = "float64",
+    precision: Annotated[Literal["float64", "float32"], typer.Option(help="Of the network.")] = "float64",
     composition: Annotated[
         Literal["live", "frozen"], typer.Option(help="Counted at run time, or that of --structure.")
     ] = "live",
     structure: Annotated[Path | None, typer.Option(help="Structure whose composition is frozen.")] = None,
     to: Annotated[str, typer.Option(help="Compiled forms, comma-separated; 'eager' for none.")] = "aoti,torchscript",
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="Also return the features of each stream.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compile a checkpoint to one file, verified against the eager model before it appears."""
@@ -145,7 +146,7 @@ def export(
     backends = _backends(to)
     frozen = read_structure(structure) if structure else None
     with status("exporting", quiet=as_json) as report:
-        artifact = make(checkpoint, out, ExportOptions(dtype, composition, frozen, backends), report)
+        artifact = make(checkpoint, out, ExportOptions(precision, composition, frozen, backends, embeddings), report)
     _print(artifact_tables(artifact, out), summary(artifact), as_json)
 
 
@@ -229,12 +230,12 @@ def report(
 
 
 def _backends(text: str) -> tuple[str, ...]:
-    from triforces_deploy.export.backends import BACKENDS
+    from triforces_deploy.export.backends.table import MODULES
 
     names = tuple(name for name in text.split(",") if name != "eager")
     for name in names:
-        if name not in BACKENDS:
-            raise UserError(f"--to: unknown back end '{name}'; known: {', '.join(BACKENDS)}, eager")
+        if name not in MODULES:
+            raise UserError(f"--to: unknown back end '{name}'; known: {', '.join(MODULES)}, eager")
     return names
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from triforces_deploy import derivatives
 from triforces_deploy.backbones.base import Backbone
 from triforces_deploy.backbones.table import BACKBONES, backbone_class
 from triforces_deploy.config import ModelConfig, read
@@ -59,9 +60,29 @@ class Model(nn.Module):
 
     def forward(self, graph: Graph) -> Tensor:
         """Energies of the atoms, (N,) float64, eV."""
-        features = torch.cat(list(self.embeddings(graph).values()), dim=1)
+        return self._energies(self.embeddings(graph), graph)
+
+    def run(self, graph: Graph, with_embeddings: bool = False) -> tuple[Tensor, ...]:
+        """Energies (N,), edge forces (E, 3) and, where wanted, the features of each stream; see derivatives.py."""
+        kept: list[Tensor] = []
+
+        def energies_of(graph: Graph) -> Tensor:
+            embeddings = self.embeddings(graph)
+            kept.extend(embeddings.values())
+            return self._energies(embeddings, graph)
+
+        evaluation = derivatives.evaluate(energies_of, graph)
+        return (*evaluation, *(t.detach() for t in kept if with_embeddings))
+
+    def _energies(self, embeddings: dict[str, Tensor], graph: Graph) -> Tensor:
+        features = torch.cat(list(embeddings.values()), dim=1)
         energies: Tensor = self.scale * self.head(features).to(torch.float64) + self.references[graph.numbers]
         return energies if self.zbl is None else energies + self.zbl(graph)
+
+    def stream_names(self) -> tuple[str, ...]:
+        """The streams there are, in the order of :meth:`embeddings`."""
+        left_out = {"composition": self.composition is None, "structure": self.structure is None}
+        return tuple(name for name in ("composition", "structure", "interaction") if not left_out.get(name, False))
 
     def set_network_dtype(self, dtype: torch.dtype) -> None:
         """Give the network a precision, in place; references and scale stay float64."""
@@ -84,7 +105,7 @@ class Model(nn.Module):
             smooth=self.interaction.smooth,
             conservative=self.interaction.conservative,
             separable=self.interaction.separable,
-            dtype=str(self.head.dtype).removeprefix("torch."),
+            precision=str(self.head.dtype).removeprefix("torch."),
             composition="none" if self.composition is None else "live",
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 from ase.data import atomic_numbers, chemical_symbols
@@ -13,9 +12,7 @@ from triforces_deploy import exchange
 from triforces_deploy.derivatives import Evaluation
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
-"""Precisions a network can have, by the name that files and users give them."""
+from triforces_deploy.payloads.base import OUTPUTS, Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +32,17 @@ class Facts:
     smooth: bool = True
     conservative: bool = True
     separable: bool = True
-    dtype: str = "float64"
-    """Precision of the network; edge vectors and sums over atoms are float64 always."""
+    precision: str = "float64"
+    """Of the network, a key of ``precision.PRECISIONS``; edge vectors and sums over atoms are float64 always."""
     units: str = "metal"
     """LAMMPS unit style."""
     composition: str = "live"
     """'live': element counts of the whole structure at each evaluation. 'frozen': those of ``reference``, always.
     'none': the model has no composition stream."""
-    reference: dict[str, int] = dataclasses.field(default_factory=dict)
-    """The frozen composition, element → atoms."""
+    reference: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The frozen composition, element → atoms or fractions."""
+    policies: tuple[str, ...] = ()
+    """One line for each decision that export froze; shown by ``tfdeploy info`` and at the start of LAMMPS."""
 
     def element_numbers(self) -> tuple[int, ...]:
         """Atomic numbers in the order of ``elements``."""
@@ -55,16 +54,26 @@ class Potential:
 
     Args:
         facts: what it is.
-        run: graph → per-atom energies and edge forces, in eV and eV/Å.
-        backend: what runs it, for messages: 'aoti', 'torchscript' or 'eager'.
+        run: graph → the tensors that ``outputs`` names: per-atom energies in eV, edge forces in eV/Å, embeddings.
+        backend: what runs it, for messages: a key of payloads/table.py, or 'eager'.
+        outputs: what ``run`` returns.
+        exchanges: whether ``run`` calls the exchange, so that several ranks can share a structure.
         notes: lines worth showing to whoever starts a run, such as why a faster back end was not used.
     """
 
-    def __init__(self, facts: Facts, run: Callable[[Graph], Evaluation], backend: str, notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        run: Run,
+        backend: str,
+        outputs: tuple[str, ...] = OUTPUTS,
+        exchanges: bool = True,
+        notes: tuple[str, ...] = (),
+    ) -> None:
         self.facts = facts
         self.backend = backend
         self.notes = notes
-        self._run = run
+        self._run, self._outputs, self._exchanges = run, outputs, exchanges
         allowed = torch.zeros(N_NUMBERS, dtype=torch.bool)
         allowed[list(self._allowed_numbers())] = True
         self._allowed = allowed
@@ -82,9 +91,22 @@ class Potential:
         Raises:
             UserError: an element the model does not know, or ghosts without a handler.
         """
+        energies, edge_forces, *_ = self._call(graph, handler)
+        return Evaluation(energies, edge_forces)
+
+    def embeddings(self, graph: Graph, handler: exchange.Handler | None = None) -> dict[str, Tensor]:
+        """Features of each stream, (N, width), by the stream's name; arguments and errors as for :meth:`evaluate`."""
+        if self._outputs == OUTPUTS:
+            raise UserError(f"this {self.backend} payload has no embeddings; export again with --embeddings, or use eager")
+        tensors = self._call(graph, handler)
+        return dict(zip(self._outputs[2:], tensors[2:], strict=True))
+
+    def _call(self, graph: Graph, handler: exchange.Handler | None) -> tuple[Tensor, ...]:
         self.check_elements(graph.numbers)
         if self.facts.composition == "frozen":
             graph = graph._replace(composition=self._reference.expand(graph.composition.shape[0], -1).contiguous())
+        if self.facts.n_exchanges and not self._exchanges and (handler is not None or not bool(graph.owned.all())):
+            raise UserError(f"the {self.backend} form of this model runs on one rank only; use aoti, torchscript or eager")
         if handler is not None:
             with exchange.using(handler):
                 return self._run(graph)

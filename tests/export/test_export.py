@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,16 @@ from ase import Atoms
 from ase.build import bulk
 
 from tests.tiny import TINY, tiny_model
-from triforces_deploy import artifact, checkpoint, derivatives
+from triforces_deploy import artifact, checkpoint
 from triforces_deploy.artifact import Parity
 from triforces_deploy.errors import UserError
-from triforces_deploy.export import exporting
+from triforces_deploy.export import capture
+from triforces_deploy.export.backends.base import Captured
 from triforces_deploy.export.exporting import ExportOptions, export, reverify
 from triforces_deploy.export.probes import probe_structures
 from triforces_deploy.export.verify import check
 from triforces_deploy.graph import collate
+from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
 
 COMPILED = ("aoti", "torchscript")
@@ -75,13 +78,13 @@ def test_the_file_carries_its_parity_and_policies(compiled_artifact: Path) -> No
     metadata = artifact.read_artifact(compiled_artifact).metadata
     assert {p.backend for p in metadata.parity} == {*COMPILED, "eager"}
     assert all(max(p.energy, p.forces, p.stress) <= 1e-10 and p.structures == 6 for p in metadata.parity)
-    assert any("composition: live" in line for line in metadata.policies)
+    assert any("composition: live" in line for line in metadata.facts.policies)
     assert {p.backend: p.target for p in metadata.payloads}["torchscript"] == "any"
 
 
 def test_float32_keeps_its_promise(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    made = export(tiny_checkpoint, tmp_path / "f32.pt", ExportOptions(dtype="float32", backends=("torchscript",)))
-    assert made.metadata.facts.dtype == "float32"
+    made = export(tiny_checkpoint, tmp_path / "f32.pt", ExportOptions(precision="float32", backends=("torchscript",)))
+    assert made.metadata.facts.precision == "float32"
     against = {(p.backend, p.reference): max(p.energy, p.forces, p.stress) for p in made.metadata.parity}
     assert against["torchscript", "eager float32"] <= 1e-5
     assert 1e-9 < against["torchscript", "eager float64"] <= 1e-4
@@ -107,11 +110,14 @@ def test_a_wrong_compiled_form_never_becomes_a_file(
 ) -> None:
     """Forces wrong in the eighth digit are caught before there is a file."""
 
-    def slightly_wrong(model: torch.nn.Module, graph: object) -> derivatives.Evaluation:
-        result = derivatives.evaluate(model, graph)  # type: ignore[arg-type]
-        return result._replace(edge_forces=result.edge_forces * (1 + 1e-8))
+    def slightly_wrong(model: Model, *rest: Any) -> Captured:
+        right = model.run
+        monkeypatch.setattr(model, "run", lambda *args: (right(*args)[0], right(*args)[1] * (1 + 1e-8)))
+        captured = capture.capture(model, *rest)
+        monkeypatch.undo()
+        return captured
 
-    monkeypatch.setattr("triforces_deploy.export.capture.evaluate", slightly_wrong)
+    monkeypatch.setattr("triforces_deploy.export.exporting.capture", slightly_wrong)
     with pytest.raises(UserError, match=r"torchscript differs from eager float64: forces by 1.00e-08"):
         export(tiny_checkpoint, tmp_path / "wrong.pt", ExportOptions(backends=("torchscript",)))
     assert list(tmp_path.iterdir()) == []
@@ -160,12 +166,32 @@ def test_without_a_compiler_the_portable_form_is_left(
     lines: list[str] = []
     made = export(tiny_checkpoint, tmp_path / "x.pt", ExportOptions(), lines.append)
     assert set(made.payloads) == {"torchscript"}
-    assert any("aoti left out: no C++ compiler" in line for line in (*lines, *made.metadata.policies))
+    assert any("aoti left out: no C++ compiler" in line for line in (*lines, *made.metadata.facts.policies))
     assert artifact.load(tmp_path / "x.pt").backend == "torchscript"
 
 
+def test_embeddings_on_request(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The compiled form returns what each stream has computed, and energies and forces no different for it."""
+    options = ExportOptions(backends=("torchscript",), embeddings=True)
+    export(tiny_checkpoint, tmp_path / "x.pt", options)
+    graph = graph_from_atoms(sige(), TINY.cutoff)
+    compiled, model = artifact.load(tmp_path / "x.pt", "torchscript"), tiny_model()
+    found, expected = compiled.embeddings(graph), model.embeddings(graph)
+    assert list(found) == ["composition", "structure", "interaction"]
+    for name, features in expected.items():
+        torch.testing.assert_close(found[name], features, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(compiled.evaluate(graph).energies, model(graph), rtol=1e-12, atol=1e-12)
+
+
+def test_embeddings_nobody_asked_for(compiled_artifact: Path) -> None:
+    graph = graph_from_atoms(sige(), TINY.cutoff)
+    with pytest.raises(UserError, match="export again with --embeddings"):
+        artifact.load(compiled_artifact, "torchscript").embeddings(graph)
+    assert artifact.load(compiled_artifact, "eager").embeddings(graph)["interaction"].shape == (8, 16)
+
+
 def test_a_payload_for_another_machine_is_not_used_but_said(compiled_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("triforces_deploy.payloads.aoti_target", lambda: "linux-riscv64")
+    monkeypatch.setattr("triforces_deploy.payloads.aoti.target", lambda: "linux-riscv64")
     potential = artifact.load(compiled_artifact)
     assert potential.backend == "torchscript"
     assert "aoti not used: compiled for linux-x86_64" in potential.notes[0]
@@ -183,7 +209,7 @@ def test_the_loader_leaves_nothing_behind(compiled_artifact: Path, tmp_path: Pat
 
 
 def test_the_example_tells_all_sizes_apart() -> None:
-    graph = exporting.example_graph(tiny_model())
+    graph = capture.example_graph(tiny_model())
     sizes = [graph.numbers.shape[0], graph.edge_vector.shape[0], graph.composition.shape[0]]
     assert len(set(sizes)) == 3
     assert min(sizes) > 1

@@ -139,7 +139,7 @@ def test_compiled_forms_carry_the_exchange_with_them(alone: dict[str, Array], co
 def test_single_precision_ranks(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Rows of single-precision numbers take another way through the buffers."""
     artifact = tmp_path / "single.pt"
-    export(tiny_checkpoint, artifact, ExportOptions(dtype="float32", backends=()))
+    export(tiny_checkpoint, artifact, ExportOptions(precision="float32", backends=()))
     (found, _) = simulate(tmp_path, artifact, 2, ["orthogonal"])
     atoms = cases.orthogonal()
     atoms.positions = found["orthogonal"][:, 1:4]

@@ -1,0 +1,75 @@
+"""What every compiled form has in common: its description, its inputs, and the contract of a back end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triforces_deploy.graph import Graph
+
+INPUTS = ("numbers", "edge_index", "edge_vector", "batch", "owned", "composition")
+"""Fields of a Graph that a captured function takes, in this order."""
+OUTPUTS = ("energies", "edge_forces")
+"""What it returns first: the two tensors of an Evaluation. Embeddings, where asked for, follow under the streams' names."""
+
+Run = Callable[[Graph], tuple[Tensor, ...]]
+"""A graph to the tensors that ``PayloadInfo.outputs`` names."""
+
+
+class UnusableError(Exception):
+    """Why a payload cannot run here, in one line; never fatal, since the model itself is in the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PayloadInfo:
+    """What metadata says of one payload."""
+
+    backend: str
+    """A key of payloads/table.py."""
+    precision: str
+    """A key of ``precision.PRECISIONS``."""
+    target: str
+    """Machine it runs on, e.g. 'linux-x86_64-v3'; 'any' where the back end's own library suffices."""
+    torch: str
+    """torch version that made it."""
+    sha256: str
+    outputs: tuple[str, ...] = OUTPUTS
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What only this back end has to say, e.g. the opset of ONNX."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Payload:
+    """A compiled form and what metadata says of it."""
+
+    info: PayloadInfo
+    content: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """How payloads of one kind are run."""
+
+    code: bool
+    """Whether opening one executes code from the file, so that the file must be trusted."""
+    exchanges: bool
+    """Whether it can call the exchange, hence run on several ranks."""
+    open: Callable[[PayloadInfo, bytes], Run]
+    """Make a payload callable; UnusableError where this machine, torch or CPU is not the one it was made for."""
+
+
+def flat_inputs(graph: Graph) -> tuple[Tensor, ...]:
+    """The tensors of ``INPUTS``; contiguous, because compiled code assumes it and does not check."""
+    fields = graph._asdict()
+    return tuple(fields[name].contiguous() for name in INPUTS)
+
+
+def check_torch(info: PayloadInfo) -> None:
+    """UnusableError where another torch made the payload; compiled forms are promised for one version only."""
+    here = torch.__version__.split("+")[0]
+    if info.torch.split("+")[0] != here:
+        raise UnusableError(f"made with torch {info.torch}, here is {here}; export again to have it")
