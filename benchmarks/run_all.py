@@ -34,6 +34,7 @@ def main() -> None:
     ]
     for script, *arguments in (
         ("evaluation_speed.py", str(ARTIFACT)),
+        ("backends.py", "--recipe", "demo", "--atoms", "64", "1000", "--precision", "float64", "--allocator", "tuned"),
         ("lammps_parity.py", str(ARTIFACT)),
         ("interface_cost.py",),
         ("nve_drift.py", str(ARTIFACT)),

@@ -11,8 +11,10 @@ from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.payloads.base import INPUTS, OUTPUTS, flat_inputs
 from triforces_deploy.potential import Facts
+from triforces_deploy.precision import multiplying
 
 from .backends.base import Captured
+from .liveness import bytes_per_row
 from .probes import probe_structures
 
 
@@ -29,11 +31,13 @@ def capture(model: Model, facts: Facts, embeddings: bool = False) -> Captured:
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         graph = Graph(cell=cell, **dict(zip(INPUTS, tensors, strict=True)))
-        return tuple(model.run(graph, embeddings))  # a plain tuple: torch.export knows no other
+        with multiplying(facts.precision, casting=True):
+            return tuple(model.run(graph, embeddings))  # a plain tuple: torch.export knows no other
 
     with torch.no_grad():
         module = make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*flat_inputs(example))
-    return Captured(module, example, (*OUTPUTS, *(model.stream_names() if embeddings else ())), facts)
+    outputs = (*OUTPUTS, *(model.stream_names() if embeddings else ()))
+    return Captured(module, example, outputs, facts, *bytes_per_row(module))
 
 
 def example_graph(model: Model) -> Graph:

@@ -4,48 +4,62 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from ase import Atoms
+from torch import Tensor
 
 from triforces_deploy import __version__, checkpoint
-from triforces_deploy.artifact import Artifact, Metadata, Parity, hash_weights, potential, write
+from triforces_deploy.artifact import Artifact, Metadata, Parity, hash_weights, potential, remember, write
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import sha256_of
 from triforces_deploy.model import Model
-from triforces_deploy.payloads.base import Payload, UnusableError
+from triforces_deploy.onnx_positions import IMAGES
+from triforces_deploy.payloads.base import Payload
 from triforces_deploy.potential import Facts, Potential
-from triforces_deploy.precision import PRECISIONS
+from triforces_deploy.precision import PRECISIONS, available
 
-from .backends.table import DEFAULT, compile_payload
+from .backends.table import DEFAULT, compile_all
 from .capture import capture
+from .certify.dynamics import refuse_drift
+from .certify.structures import crystal, defect
+from .policies import PolicyOptions, as_trained, decide, refuse_backends
 from .probes import probe_structures
-from .verify import check, compare, parity
-
-FLOAT32_AGAINST_FLOAT64 = 1e-3
-"""Rounding of a whole float32 evaluation that is still a rounding, relative to the largest force of a structure."""
+from .verify import check, parity
+from .verify_positions import compare_form, open_form
 
 Report = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(PolicyOptions):
     """What is decided at export."""
 
     precision: str = "float64"
     """A key of ``precision.PRECISIONS``."""
-    composition: str = "live"
-    """'live', or 'frozen' to that of ``structure``."""
-    structure: Atoms | None = None
     backends: Sequence[str] = DEFAULT
     """Compiled forms to put into the file; the eager model always is."""
     embeddings: bool = False
     """Whether compiled forms also return the features of each stream."""
+    native: bool = False
+    """Compile for this very CPU instead of a portable instruction set."""
+    device: str = "cpu"
+    """'cpu' or 'cuda', of the forms that are compiled for one; the others run on any."""
+    images: int = IMAGES
+    """Periodic images each way that ``onnx-positions`` can list; see onnx_positions.py."""
+    max_drift: float | None = None
+    """eV/atom/ps. A model whose total energy drifts faster at constant energy is refused; None does not measure it."""
+
+    def refuse_missing_device(self) -> None:
+        """UserError where there is no GPU to compile for, or nothing that multiplies in the wanted precision."""
+        if (why := available(self.precision)) is not None:
+            raise UserError(f"--precision {self.precision}: {why}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: torch sees no GPU here; export on a machine that has one, or leave --device out")
 
 
 def export(source: Path, out: Path, options: ExportOptions, report: Report = lambda _line: None) -> Artifact:
@@ -54,16 +68,18 @@ def export(source: Path, out: Path, options: ExportOptions, report: Report = lam
     Args:
         source: checkpoint.
         out: where the artifact appears, only after verification.
-        options: precision, composition policy, back ends.
+        options: precision, policies, back ends.
         report: called with a line at each stage.
 
     Raises:
         UserError: unreadable checkpoint, a policy that cannot hold, or a compiled form that is not equal to eager.
     """
+    options.refuse_missing_device()
     model, provenance = checkpoint.load(source)
-    refuse_unfit(model)
+    model, facts = decide(model, provenance, options)
+    refuse_backends(facts, options.backends)
     model.set_network_dtype(PRECISIONS[options.precision].dtype)
-    facts = _facts(model, options)
+    facts = dataclasses.replace(facts, precision=options.precision)
     payloads, notes = _compile(model, facts, options, report)
     metadata = Metadata(
         facts=dataclasses.replace(facts, policies=(*facts.policies, *notes)),
@@ -78,60 +94,33 @@ def export(source: Path, out: Path, options: ExportOptions, report: Report = lam
     artifact = Artifact(metadata, dict(model.state_dict()), {p.info.backend: p.content for p in payloads})
     report("verifying against the eager model")
     artifact = dataclasses.replace(artifact, metadata=dataclasses.replace(metadata, parity=_verify(artifact, source)))
+    artifact = with_drift(artifact, options, report)
     write(out, artifact)
+    trust_own(artifact, out, report)
     return artifact
 
 
-def refuse_unfit(model: Model) -> None:
-    """Refuse a model that molecular dynamics cannot use; UserError."""
-    facts = model.facts()
-    for fact, what in ((facts.conservative, "is not conservative"), (facts.smooth, "is not smooth")):
-        if not fact:
-            raise UserError(f"the backbone {model.config.backbone.name} {what}; molecular dynamics needs one that is")
-    bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
-    if bad:
-        raise UserError(f"the checkpoint holds NaN or infinity in {bad[0]}; its training diverged, take an earlier one")
+def trust_own(artifact: Artifact, path: Path, report: Report) -> None:
+    """What was made here may run here; a list that cannot be written costs a line and no more."""
+    try:
+        remember(artifact, str(path))
+    except UserError as error:
+        report(f"{path} is not on the list of trusted files: {error}")
 
 
-def eager_reference(source: Path, facts: Facts, precision: str) -> Potential:
-    """The checkpoint's own model as a potential, in the given precision and under the policies of ``facts``."""
+def eager_reference(source: Path, facts: Facts, precision: str, weights: Mapping[str, Tensor] | None = None) -> Potential:
+    """The checkpoint's own model as a potential, nothing folded, in the given precision and under the policies of ``facts``.
+
+    Args:
+        source: checkpoint.
+        facts: of the artifact.
+        precision: a key of ``precision.PRECISIONS``.
+        weights: of the artifact, whose fitted readout is taken over; without them it is that of the checkpoint.
+    """
     model, _ = checkpoint.load(source)
     model.set_network_dtype(PRECISIONS[precision].dtype)
+    model = as_trained(model, facts, weights or {})
     return Potential(dataclasses.replace(facts, precision=precision), model.run, "eager")
-
-
-def _facts(model: Model, options: ExportOptions) -> Facts:
-    facts = _composition(dataclasses.replace(model.facts(), precision=options.precision), options)
-    return dataclasses.replace(facts, policies=_policies(facts))
-
-
-def _composition(facts: Facts, options: ExportOptions) -> Facts:
-    if options.composition == "live":
-        return facts
-    if facts.composition == "none":
-        raise UserError("--composition frozen: this model has no composition stream, there is nothing to freeze")
-    if options.structure is None or len(options.structure) == 0:
-        raise UserError("--composition frozen needs --structure FILE, the structure whose composition is meant")
-    reference: dict[str, float] = dict(Counter(options.structure.get_chemical_symbols()))
-    strange = sorted(set(reference) - set(facts.elements))
-    if strange:
-        raise UserError(f"--structure holds {', '.join(strange)}, the model knows {', '.join(facts.elements)} only")
-    return dataclasses.replace(facts, composition="frozen", reference=reference)
-
-
-def _policies(facts: Facts) -> tuple[str, ...]:
-    composition = {
-        "live": "composition: live, counted over the whole structure at each evaluation",
-        "none": "composition: the model has no composition stream",
-        "frozen": "composition: frozen to " + " ".join(f"{k}{v:g}" for k, v in facts.reference.items()),
-    }[facts.composition]
-    return (
-        composition,
-        f"graph: every neighbour within {facts.cutoff} Å, no cap",
-        f"elements: {', '.join(facts.elements)}; any other is refused",
-        "readout: sum over atoms, accumulated in float64",
-        "lattice encoding: none",
-    )
 
 
 def _compile(model: Model, facts: Facts, options: ExportOptions, report: Report) -> tuple[list[Payload], list[str]]:
@@ -139,30 +128,35 @@ def _compile(model: Model, facts: Facts, options: ExportOptions, report: Report)
         return [], []
     report("capturing energy and forces")
     captured = capture(model, facts, options.embeddings)
-    payloads, notes = [], []
-    for backend in options.backends:
-        report(f"compiling for {backend}")
-        try:
-            payloads.append(compile_payload(backend, captured))
-        except UnusableError as error:
-            notes.append(f"back end {backend} left out: {error}")
-            report(notes[-1])
-    return payloads, notes
+    captured = dataclasses.replace(captured, native=options.native, device=options.device, images=options.images)
+    return compile_all(options.backends, captured, report)
+
+
+def with_drift(artifact: Artifact, options: ExportOptions, report: Report) -> Artifact:
+    """The artifact with a line on its drift, where that is asked for; UserError where it is more than allowed."""
+    if options.max_drift is None:
+        return artifact
+    report("running at constant energy")
+    m = artifact.metadata
+    cell = defect(crystal(tuple(m.facts.reference) or m.facts.elements))
+    line = refuse_drift(potential(artifact, "the new artifact", trusted=True), cell, options.max_drift)
+    facts = dataclasses.replace(m.facts, policies=(*m.facts.policies, line))
+    return dataclasses.replace(artifact, metadata=dataclasses.replace(m, facts=facts))
 
 
 def _verify(artifact: Artifact, source: Path) -> tuple[Parity, ...]:
     facts = artifact.metadata.facts
     probes = probe_structures(tuple(facts.reference) or facts.elements)
-    same = eager_reference(source, facts, facts.precision)
+    same = eager_reference(source, facts, facts.precision, artifact.weights)
     results = []
     for backend in (*artifact.payloads, "eager"):
-        candidate = potential(artifact, "the new artifact", backend)
-        rows = compare(candidate, same, probes)
+        candidate = open_form(artifact, "the new artifact", backend, trusted=True)
+        rows = compare_form(candidate, same, probes)
         results.append(parity(backend, f"eager {facts.precision}", rows, PRECISIONS[facts.precision].parity))
         if facts.precision != "float64":
-            exact = eager_reference(source, facts, "float64")
-            rows = compare(candidate, exact, probes)
-            results.append(parity(backend, "eager float64", rows, FLOAT32_AGAINST_FLOAT64))
+            exact = eager_reference(source, facts, "float64", artifact.weights)
+            rows = compare_form(candidate, exact, probes)
+            results.append(parity(backend, "eager float64", rows, PRECISIONS[facts.precision].rounding))
     for result in results:
         check(result)
     return tuple(results)
@@ -179,14 +173,16 @@ def reverify(artifact: Artifact, name: str, against: Path | None, structures: di
     """
     facts = artifact.metadata.facts
     chosen = structures or probe_structures(tuple(facts.reference) or facts.elements)
-    reference = potential(artifact, name, "eager") if against is None else eager_reference(against, facts, facts.precision)
+    if against is None:
+        reference = potential(artifact, name, "eager")
+    else:
+        reference = eager_reference(against, facts, facts.precision, artifact.weights)
     label = f"eager {facts.precision}" if against is None else against.name
-    return tuple(
-        parity(
-            backend, label, compare(potential(artifact, name, backend), reference, chosen), PRECISIONS[facts.precision].parity
-        )
-        for backend in (*artifact.payloads, *(() if against is None else ("eager",)))
-    )
+    names = (*artifact.payloads, *(() if against is None else ("eager",)))
+    # A potential calls itself by what runs, which is not the file's own code where that is not trusted.
+    candidates = (open_form(artifact, name, backend) for backend in names)
+    tolerance = PRECISIONS[facts.precision].parity
+    return tuple(parity(c.backend, label, compare_form(c, reference, chosen), tolerance) for c in candidates)
 
 
 def summary(artifact: Artifact) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
-import platform
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from triforces_deploy import artifact
+from triforces_deploy.allocator import keep_freed_memory
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS
 from triforces_deploy.lammps_plugin.session import Session, StepLike
@@ -134,7 +134,7 @@ def attach(address: int) -> None:
     table = TableStruct.from_address(address)
     if table.abi != ABI:
         raise RuntimeError(f"the plugin speaks version {table.abi} of the border, this package {ABI}; rebuild the plugin")
-    _keep_freed_memory()
+    keep_freed_memory()
     bridge = Bridge(table)
     table.map = _Map(_guarded(bridge.map, table))
     table.start = _Start(_guarded(bridge.start, table))
@@ -184,12 +184,3 @@ def _run(struct: Any) -> Run:
         exclusions=bool(struct.exclusions),
         ghost_neighbours=bool(struct.ghost_neighbours),
     )
-
-
-def _keep_freed_memory() -> None:
-    """Stop glibc from giving large blocks back to the system at every step, which costs more than the arithmetic."""
-    if platform.libc_ver()[0] == "glibc":
-        m_trim_threshold, m_mmap_max = -1, -4
-        libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, -1)

@@ -41,6 +41,8 @@ def check(facts: Facts, run: Run) -> None:
     Raises:
         UserError: what is wrong and the line of the input that mends it.
     """
+    if run.ranks > 1:
+        facts.refuse_ranks()
     if run.units != facts.units:
         raise UserError(f"the potential is in units {facts.units} but the run is in {run.units}; write 'units {facts.units}'")
     if not run.newton:
@@ -78,6 +80,7 @@ def describe(potential: Potential, file: str, run: Run, threads: int) -> str:
         f"{facts.precision} on cpu, back end {potential.backend}, {per_rank}",
         f"exchange: {_exchange(facts, run)}",
         f"composition: {_composition(facts, run)}",
+        *(line.replace("Å", "A") for line in facts.policies if not line.startswith("composition:")),
         *potential.notes,
         *_warnings(run),
     ]
@@ -102,7 +105,7 @@ def _composition(facts: Facts, run: Run) -> str:
 
 
 def _formula(counts: dict[str, int]) -> str:
-    return " ".join(f"{symbol}{n}" for symbol, n in counts.items()) or "no atoms"
+    return " ".join(f"{symbol}{round(n, 4)}" for symbol, n in counts.items()) or "no atoms"
 
 
 def _warnings(run: Run) -> list[str]:

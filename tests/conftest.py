@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,16 @@ from triforces_deploy.export.exporting import ExportOptions, export
 
 os.environ["OMP_NUM_THREADS"] = "1"  # LAMMPS' side would take all cores, and so would every child process
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A list of trusted files and a cache of rebuilt payloads for this session alone, for child processes too."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDEPLOY_HOME", str(folder))
+        patch.delenv("TFDEPLOY_TRUST", raising=False)
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,8 @@ def test_export_info_verify_in_json(tiny_checkpoint: Path, tmp_path: Path) -> No
     assert "frozen to Si8" in tfdeploy("info", out).stdout
     checked = tfdeploy("verify", out, "--against", tiny_checkpoint, "--structures", tmp_path / "si.extxyz", "--json")
     (row,) = json.loads(checked.stdout)
-    assert (row["backend"], row["structures"], row["energy"]) == ("eager", 1, 0.0)
+    assert (row["backend"], row["structures"]) == ("eager", 1)
+    assert row["energy"] < 1e-14
 
 
 def test_a_failed_verification_is_exit_code_2(tiny_artifact: Path, tmp_path: Path) -> None:

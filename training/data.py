@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from triforces_deploy.config import ModelConfig
@@ -68,8 +69,8 @@ def load(config: DataConfig, model: ModelConfig) -> Data:
         raise UserError("data.files is empty; name at least one extxyz file or ASE database with energies and forces")
     model.numbers()
     paths, own = [Path(f) for f in config.files], [Path(f) for f in config.validation_files]
-    frames = read_frames(paths, model.elements, model.cutoff)
-    validation = read_frames(own, model.elements, model.cutoff) if own else []
+    frames = read_frames(paths, model.elements, model.cutoff, model.max_neighbours)
+    validation = read_frames(own, model.elements, model.cutoff, model.max_neighbours) if own else []
     split = split_by_trajectory(frames, 0.0 if own else config.validation, config.test, config.split_seed)
     parts = {name: set(getattr(split, name)) for name in ("train", "validation", "test")}
     if own:
@@ -127,6 +128,12 @@ def fit_references(samples: Sequence[Sample]) -> Tensor:
     seen = counts.sum(axis=0) > 0
     references[seen] = solution[seen]
     return torch.from_numpy(references)
+
+
+def elements_seen(samples: Sequence[Sample]) -> list[str]:
+    """Chemical symbols that occur in the samples, by atomic number."""
+    counts = torch.cat([s.graph.composition for s in samples]).sum(0)
+    return [chemical_symbols[z] for z in torch.nonzero(counts)[:, 0].tolist()]
 
 
 def fit_scale(samples: Sequence[Sample]) -> Tensor:

@@ -74,7 +74,9 @@ def evaluate(
     kept: Part = part or ("test" if structures is None else "all")
     model, provenance = checkpoint.load(path)
     files = _training_files(provenance, path) if structures is None else [structures]
-    frames = _chosen(read_frames(files, model.config.elements, model.config.cutoff), provenance, kept, path)
+    config = model.config
+    frames = read_frames(files, config.elements, config.cutoff, config.max_neighbours)
+    frames = _chosen(frames, provenance, kept, path)
     tally, empty = Tally(), Tally()
     done = []
     for start in range(0, len(frames), batch_size):

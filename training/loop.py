@@ -71,6 +71,7 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
     if plan.trainer.threads is not None:
         torch.set_num_threads(plan.trainer.threads)
     accelerator = _accelerator(plan)
+    plan.model.refuse_frozen()
     found = load(plan.data, plan.model)
     if not found.train or not found.validation:
         raise UserError(

@@ -19,7 +19,7 @@ from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import replacing
 from triforces_deploy.model import Model
-from triforces_deploy.training.data import Data
+from triforces_deploy.training.data import Data, elements_seen
 from triforces_deploy.training.objective import Metrics
 from triforces_deploy.training.recipe import Recipe
 
@@ -109,6 +109,7 @@ class RunFolder:
             "recipe": as_dict(recipe),
             "files": data.files,
             "split": as_dict(data.split),
+            "elements": elements_seen(data.train),
             "frames": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
             "packages": {name: version(name) for name in ("torch", "lightning", "ase", "numpy", "vesin")},
         }

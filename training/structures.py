@@ -17,6 +17,7 @@ from torch import Tensor
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
 from triforces_deploy.graph import Graph, collate
+from triforces_deploy.neighbour_cap import capped
 from triforces_deploy.neighbours import graph_from_atoms
 
 
@@ -54,13 +55,16 @@ def join(samples: Sequence[Sample]) -> Sample:
     )
 
 
-def read_frames(paths: Sequence[Path], elements: Sequence[str], cutoff: float) -> list[Frame]:
+def read_frames(
+    paths: Sequence[Path], elements: Sequence[str], cutoff: float, max_neighbours: int | None = None
+) -> list[Frame]:
     """Read and check every labelled structure of some files.
 
     Args:
         paths: extended XYZ, or ASE databases (``.db``, ``.json``).
         elements: symbols that the model knows.
         cutoff: Å, for the neighbour lists, which are built here once.
+        max_neighbours: what the model sees of them; see neighbour_cap.py.
 
     Raises:
         UserError: a file that is missing, empty or unreadable; a structure without energy or forces, with labels that are
@@ -73,7 +77,9 @@ def read_frames(paths: Sequence[Path], elements: Sequence[str], cutoff: float) -
             name = f"{path}@{k}"
             declared = trajectory is not None
             group = trajectory if trajectory is not None else f"{path.name}:{atoms.get_chemical_formula()}"
-            frames.append(Frame(_sample(atoms, elements, cutoff, name), group, declared, name))
+            sample = _sample(atoms, elements, cutoff, name)
+            sample = sample._replace(graph=capped(sample.graph, max_neighbours))
+            frames.append(Frame(sample, group, declared, name))
         if len(frames) == n_before:
             raise UserError(f"{path} holds no structures; expected at least one with energy and forces")
     return frames

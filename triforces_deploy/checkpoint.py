@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from triforces_deploy import __version__
+from triforces_deploy import __version__, torch_file
+from triforces_deploy.building import build
 from triforces_deploy.config import ModelConfig, as_dict, read
+from triforces_deploy.contents import KIND as ARTIFACT_KIND
+from triforces_deploy.contents import UNIFIED, hash_weights, sha256
 from triforces_deploy.errors import UserError
-from triforces_deploy.files import existing, replacing
 from triforces_deploy.model import Model
+from triforces_deploy.plain_pickle import Instance
 from triforces_deploy.units import LAMMPS_UNITS
 
 KIND = "triforces-deploy checkpoint"
 FORMAT = 1
+WHAT = "a checkpoint written by `tfdeploy train`"
+REMEDY = "copy it again or make it anew with `tfdeploy train`"
 
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """Format n → function that turns a file of format n into one of format n + 1."""
@@ -39,11 +45,7 @@ def save(path: Path, model: Model, provenance: dict[str, Any]) -> None:
         "units": LAMMPS_UNITS,
         "provenance": json.dumps({"triforces_deploy": __version__, "torch": str(torch.__version__), **provenance}),
     }
-    with replacing(path) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # how torch reports a full disk
-            raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}; free some space") from error
+    torch_file.save(path, {**content, "sha256": _digest(content)})
 
 
 def load(path: Path) -> tuple[Model, dict[str, Any]]:
@@ -55,29 +57,41 @@ def load(path: Path) -> tuple[Model, dict[str, Any]]:
     Raises:
         UserError: no such file, not a checkpoint, damaged, or written by a newer version.
     """
-    content = _read(existing(path, "a checkpoint written by `tfdeploy train`"))
-    model = Model(read(ModelConfig, json.loads(content["config"]), f"{path}: config"))
-    weights: dict[str, torch.Tensor] = content["state"]
-    model.set_network_dtype(weights["head.layers.0.weight"].dtype)
+    content = _read(path)
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{path}: weights do not fit the configuration stored beside them; the file is damaged") from error
-    return model.eval().requires_grad_(False), json.loads(content["provenance"])
+        # Files from before there was a digest have the checksums of the archive alone.
+        if "sha256" in content and content["sha256"] != _digest(content):
+            raise UserError(f"{path} is damaged: its content does not match its own hash; {REMEDY}")
+        config = read(ModelConfig, json.loads(content["config"]), f"{path}: config")
+        weights: dict[str, Tensor] = content["state"]
+        provenance = dict(json.loads(content["provenance"]))
+        model = build(config, weights, weights["head.layers.0.weight"].dtype, str(path))
+    except UserError:
+        raise
+    except Exception as error:  # a forged file fails in its own way at every field
+        raise UserError(f"{path} is damaged: {type(error).__name__} in its content; {REMEDY}") from error
+    return model, provenance
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader fails in its own way at every byte
-        raise UserError(f"{path} is not a checkpoint of ours, or is damaged; make it again with `tfdeploy train`") from error
+    content = torch_file.load(path, WHAT, REMEDY, frozenset({UNIFIED}))
+    if isinstance(content, Instance):
+        content = content.state
+        if isinstance(content, dict) and content.get("kind") == ARTIFACT_KIND:
+            raise UserError(f"{path} is an artifact, not a checkpoint of ours; give the .ckpt file it was exported from")
     if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise UserError(f"{path} is not a checkpoint of ours; expected a .ckpt file written by `tfdeploy train`")
-    if content["format"] > FORMAT:
-        raise UserError(
-            f"{path} has checkpoint format {content['format']}, this version reads up to {FORMAT}; update triforces-deploy"
-        )
+        raise UserError(f"{path} is not a checkpoint of ours; expected {WHAT}")
+    version = content.get("format")
+    if type(version) is not int or version < 1:
+        raise UserError(f"{path} is damaged: it has no format; {REMEDY}")
+    if version > FORMAT:
+        raise UserError(f"{path} has checkpoint format {version}, this version reads up to {FORMAT}; update triforces-deploy")
     upgraded: dict[str, Any] = content
     while upgraded["format"] < FORMAT:
         upgraded = UPGRADES[upgraded["format"]](upgraded)
     return upgraded
+
+
+def _digest(content: dict[str, Any]) -> str:
+    said = json.dumps([content["config"], content["provenance"], content["units"]])
+    return sha256(f"{said} {hash_weights(content['state'])}".encode())

@@ -25,6 +25,7 @@ STOPPED = (130, 143)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Let the file's own compiled code run, now and in future.")]
 Structures = Annotated[Path | None, typer.Option(help="Structures in any format ASE reads.")]
 
 
@@ -126,27 +127,58 @@ def evaluate(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, e.g. run/best.ckpt.")],
+    source: Annotated[Path, typer.Argument(help="Checkpoint, e.g. run/best.ckpt; or an artifact, for other compiled forms.")],
     out: Out = Path("triforces.pt"),
-    precision: Annotated[Literal["float64", "float32"], typer.Option(help="Of the network.")] = "float64",
+    precision: Annotated[
+        Literal["float64", "float32", "tf32", "bf16"],
+        typer.Option(help="Of the network; tf32 and bf16 are float32 with such matrix products, where the hardware has them."),
+    ] = "float64",
+    max_drift: Annotated[
+        float | None, typer.Option(help="Refuse a model whose energy drifts faster at constant energy, eV/atom/ps.")
+    ] = None,
     composition: Annotated[
-        Literal["live", "frozen"], typer.Option(help="Counted at run time, or that of --structure.")
+        str, typer.Option(help="live: counted at run time; frozen: that of --structure; or fractions, e.g. Si=0.7,Ge=0.3.")
     ] = "live",
-    structure: Annotated[Path | None, typer.Option(help="Structure whose composition is frozen.")] = None,
+    lattice: Annotated[
+        Literal["off", "live", "frozen"], typer.Option(help="frozen: the cell of --structure, for models that encode it.")
+    ] = "off",
+    structure: Annotated[Path | None, typer.Option(help="Structure whose composition or cell is frozen.")] = None,
+    keep_cap: Annotated[bool, typer.Option("--keep-cap", help="Keep a neighbour cap of training; not smooth.")] = False,
+    refit: Annotated[Path | None, typer.Option(help="Structures for fitting a sum over atoms to a mean readout.")] = None,
     to: Annotated[str, typer.Option(help="Compiled forms, comma-separated; 'eager' for none.")] = "aoti,torchscript",
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Also return the features of each stream.")] = False,
+    native: Annotated[
+        bool, typer.Option("--native", help="For this very CPU; refused on any that lacks its features.")
+    ] = False,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What the aoti form runs on.")] = "cpu",
+    images: Annotated[int, typer.Option(min=0, max=9, help="Periodic images each way inside the onnx-positions form.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Compile a checkpoint to one file, verified against the eager model before it appears."""
+    from triforces_deploy.artifact import is_artifact
     from triforces_deploy.export.exporting import ExportOptions, summary
     from triforces_deploy.export.exporting import export as make
-    from triforces_deploy.structure_files import read_structure
+    from triforces_deploy.export.rebuilding import re_export
+    from triforces_deploy.structure_files import read_structure, read_structures
     from triforces_deploy.tables import artifact_tables, status
 
     backends = _backends(to)
-    frozen = read_structure(structure) if structure else None
+    options = ExportOptions(
+        composition=composition,
+        structure=read_structure(structure) if structure else None,
+        lattice=lattice,
+        keep_cap=keep_cap,
+        refit=read_structures(refit) if refit else None,
+        precision=precision,
+        backends=backends,
+        embeddings=embeddings,
+        native=native,
+        device=device,
+        images=images,
+        max_drift=max_drift,
+    )
     with status("exporting", quiet=as_json) as report:
-        artifact = make(checkpoint, out, ExportOptions(precision, composition, frozen, backends, embeddings), report)
+        artifact = (re_export if is_artifact(source) else make)(source, out, options, report)
     _print(artifact_tables(artifact, out), summary(artifact), as_json)
 
 
@@ -165,24 +197,76 @@ def info(
 
 
 @app.command()
+def trust(
+    file: Annotated[Path, typer.Argument(help="Artifact.")],
+    forget: Annotated[bool, typer.Option("--forget", help="Trust it no longer.")] = False,
+) -> None:
+    """Let the compiled code in an artifact run on this account; without it, that code is rebuilt from the model."""
+    from triforces_deploy.artifact import read_artifact
+    from triforces_deploy.trust import change
+
+    print(change(read_artifact(file).metadata, str(file), forget))
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(help="Artifact.")],
+    backend: Annotated[str, typer.Argument(help="Compiled form, e.g. aoti or onnx; see `tfdeploy info`.")],
+    out: Out,
+) -> None:
+    """Write one compiled form of an artifact as a plain file, for other programs."""
+    from triforces_deploy.artifact import read_artifact
+    from triforces_deploy.export.rebuilding import unpack as write
+
+    print(write(read_artifact(file), str(file), backend, out))
+
+
+@app.command()
 def verify(
     file: Annotated[Path, typer.Argument(help="Artifact.")],
     against: Annotated[Path | None, typer.Option(help="Checkpoint to compare with; default: the model in the file.")] = None,
     structures: Structures = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Compare every back end of an artifact with the eager model, on this machine."""
-    from triforces_deploy.artifact import read_artifact
+    from triforces_deploy.artifact import read_artifact, remember
     from triforces_deploy.export.exporting import reverify
     from triforces_deploy.export.verify import check
     from triforces_deploy.structure_files import read_structures
     from triforces_deploy.tables import parity_table
 
     chosen = read_structures(structures) if structures else {}
-    results = reverify(read_artifact(file), str(file), against, chosen)
+    artifact = read_artifact(file)
+    if trust:
+        remember(artifact, str(file))
+    results = reverify(artifact, str(file), against, chosen)
     _print([parity_table(results)], [vars(r) for r in results], as_json)
     for result in results:
         check(result)
+
+
+@app.command()
+def certify(
+    file: Annotated[Path, typer.Argument(help="Artifact; the certificate is stored in it.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="What it was made from; default: the model in the file.")] = None,
+    structures: Structures = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write a page with pictures, e.g. report.html.")] = None,
+    seconds: Annotated[float, typer.Option(help="About how long it may take; the simulation gets what is left.")] = 150.0,
+    trust: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the physics of an artifact, store the verdict in it; exit code 1 when a check fails."""
+    from triforces_deploy.export.certify.command import certify_file
+    from triforces_deploy.structure_files import read_structures
+    from triforces_deploy.tables import certificate_tables, record, status
+
+    own = read_structures(structures) if structures else {}
+    with status("certifying", quiet=as_json) as report:
+        certificate = certify_file(file, checkpoint, own, out, trust, report, seconds)
+    _print(certificate_tables(certificate, file), record(certificate), as_json)
+    if certificate.verdict == "fail":
+        raise typer.Exit(1)
 
 
 @app.command()

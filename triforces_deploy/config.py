@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ase.data import atomic_numbers
 
@@ -26,6 +26,8 @@ class CompositionConfig:
     heads: int = 8
     layers: int = 4
     hidden: int = 1024
+    table: bool = False
+    """One vector per element in place of the transformer: what export makes of a frozen composition. Not for training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,8 @@ class StructureConfig:
     """Envelope radii as fractions of the cutoff; the last must be 1."""
     layers: int = 2
     """Message-passing layers; each costs one exchange."""
+    lattice: bool = False
+    """Also encode the shape and size of the cell. For molecular dynamics export must freeze it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,10 @@ class ModelConfig:
     composition: CompositionConfig | None = dataclasses.field(default_factory=CompositionConfig)
     structure: StructureConfig | None = dataclasses.field(default_factory=StructureConfig)
     head_hidden: tuple[int, ...] = (128, 128)
+    readout: Literal["sum", "mean", "total"] = "sum"
+    """What the energy is: 'sum' Σ ε(h_i); 'mean' N·ε(h̄); 'total' ε(h̄) alone. Export makes artifacts of 'sum' only."""
+    max_neighbours: int | None = None
+    """Keep only so many nearest neighbours of each atom, ties included; no limit is smoother. See neighbour_cap.py."""
     zbl: bool = False
     """Add Ziegler-Biersack-Littmark repulsion at short range."""
 
@@ -72,6 +80,13 @@ class ModelConfig:
             if atomic_numbers.get(symbol, 0) == 0:
                 raise UserError(f"elements: '{symbol}' is no chemical symbol{_suggest(symbol, atomic_numbers)}")
         return [atomic_numbers[s] for s in self.elements]
+
+    def refuse_frozen(self) -> None:
+        """UserError where training would meet what only export makes."""
+        if self.composition is not None and self.composition.table:
+            raise UserError(
+                "model.composition.table is made by `tfdeploy export`; leave it out to train the composition stream"
+            )
 
 
 def read(cls: type[T], data: object, where: str) -> T:

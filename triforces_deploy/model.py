@@ -14,13 +14,14 @@ from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.heads import EnergyHead
 from triforces_deploy.nn.zbl import ZBL
 from triforces_deploy.potential import Facts
-from triforces_deploy.streams.composition import CompositionStream
+from triforces_deploy.streams.composition import CompositionStream, CompositionTable
 from triforces_deploy.streams.structure import StructureStream
 
 
 class Model(nn.Module):
     """TriForces: h_i = [h_i^composition ‖ h_i^structure ‖ h_i^interaction],  E = Σ_i (s·ε(h_i) + E0[Z_i]).
 
+    Other readouts than this sum are in heads.py. A model with ``max_neighbours`` expects graphs that are cut to it.
     Energies are in eV. The network computes in the type of its parameters; references, scale and the sum are float64.
     """
 
@@ -34,13 +35,15 @@ class Model(nn.Module):
             raise UserError(f"model.elements names an element twice: {', '.join(config.elements)}")
         if config.cutoff <= 0:
             raise UserError(f"model.cutoff must be positive, got {config.cutoff}")
+        if config.max_neighbours is not None and config.max_neighbours < 1:
+            raise UserError(f"model.max_neighbours must be at least 1, or null for no cap; got {config.max_neighbours}")
         self.interaction = _build_backbone(config)
-        self.composition = CompositionStream(config.composition, numbers) if config.composition else None
+        self.composition = _build_composition(config, numbers)
         self.structure = StructureStream(config.structure, config.cutoff) if config.structure else None
         width = self.interaction.width
         width += self.composition.width if self.composition is not None else 0
         width += self.structure.width if self.structure is not None else 0
-        self.head = EnergyHead(width, config.head_hidden)
+        self.head = EnergyHead(width, config.head_hidden, config.readout)
         self.zbl = ZBL() if config.zbl else None
         self.register_buffer("references", torch.zeros(N_NUMBERS, dtype=torch.float64))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
@@ -68,15 +71,15 @@ class Model(nn.Module):
 
         def energies_of(graph: Graph) -> Tensor:
             embeddings = self.embeddings(graph)
-            kept.extend(embeddings.values())
+            kept.extend(t.detach() for t in embeddings.values() if with_embeddings)
             return self._energies(embeddings, graph)
 
         evaluation = derivatives.evaluate(energies_of, graph)
-        return (*evaluation, *(t.detach() for t in kept if with_embeddings))
+        return (*evaluation, *kept)
 
     def _energies(self, embeddings: dict[str, Tensor], graph: Graph) -> Tensor:
-        features = torch.cat(list(embeddings.values()), dim=1)
-        energies: Tensor = self.scale * self.head(features).to(torch.float64) + self.references[graph.numbers]
+        output = self.head(list(embeddings.values()), graph)
+        energies: Tensor = self.scale * output.to(torch.float64) + self.references[graph.numbers]
         return energies if self.zbl is None else energies + self.zbl(graph)
 
     def stream_names(self) -> tuple[str, ...]:
@@ -91,8 +94,8 @@ class Model(nn.Module):
         self.references, self.scale = references, scale
 
     def facts(self) -> Facts:
-        """What a host must know; composition is 'live' where there is a composition stream."""
-        structure = self.config.structure
+        """What a host must know; composition is 'live' where there is a composition stream that is no table yet."""
+        structure, composition = self.config.structure, self.config.composition
         layers = structure.layers if structure is not None else 0
         # The density is one hop, each message-passing layer another.
         reach = (layers + 1) * self.config.cutoff if structure is not None else 0.0
@@ -102,12 +105,20 @@ class Model(nn.Module):
             n_exchanges=self.interaction.n_exchanges + layers,
             receptive_field=max(reach, self.interaction.receptive_field),
             bidirectional=self.interaction.bidirectional,
-            smooth=self.interaction.smooth,
+            smooth=self.interaction.smooth and self.config.max_neighbours is None,
             conservative=self.interaction.conservative,
-            separable=self.interaction.separable,
+            separable=self.interaction.separable and self.config.readout == "sum",
+            max_neighbours=self.config.max_neighbours,
             precision=str(self.head.dtype).removeprefix("torch."),
-            composition="none" if self.composition is None else "live",
+            composition="none" if composition is None else "frozen" if composition.table else "live",
         )
+
+
+def _build_composition(config: ModelConfig, numbers: list[int]) -> CompositionStream | CompositionTable | None:
+    if config.composition is None:
+        return None
+    kind = CompositionTable if config.composition.table else CompositionStream
+    return kind(config.composition, numbers)
 
 
 def _build_backbone(config: ModelConfig) -> Backbone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,37 @@ def energies(runs: Mapping[str, Sequence[Columns]], n_atoms: int, out: Path) -> 
             run["Time"] - run["Time"][0], 1e6 * (run["TotEng"] - run["TotEng"][0]) / n_atoms, style, label=label, color=color
         )
     axes.set(xlabel="time, ps", ylabel="change of total energy, µeV/atom", title="Constant energy")
+    axes.legend(frameon=False)
+    return _save(figure, out)
+
+
+def curves(
+    lines: Columns,
+    x: NDArray[np.float64],
+    labels: tuple[str, str, str],
+    out: Path,
+    marks: Sequence[float] = (),
+    limit: tuple[float, float] | None = None,
+) -> Path:
+    """Lines over one axis.
+
+    Args:
+        lines: label → (M,).
+        x: (M,).
+        labels: title, x axis, y axis.
+        out: PNG.
+        marks: places on the x axis to point at.
+        limit: ends of the y axis.
+    """
+    figure = _figure(7, 3.6)
+    axes = figure.add_subplot()
+    for (label, y), color in zip(lines.items(), itertools.cycle((INK, ACCENT, OTHER, "#8a6d3b", "#777777")), strict=False):
+        axes.plot(x, y, lw=1.3, label=label, color=color)
+    for mark in marks:
+        axes.axvline(mark, color="#bbbbbb", lw=0.8, ls=":")
+    axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2])
+    if limit is not None:
+        axes.set_ylim(*limit)
     axes.legend(frameon=False)
     return _save(figure, out)
 

@@ -12,7 +12,9 @@ from triforces_deploy import exchange
 from triforces_deploy.derivatives import Evaluation
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
+from triforces_deploy.neighbour_cap import nearest
 from triforces_deploy.payloads.base import OUTPUTS, Run
+from triforces_deploy.precision import multiplying
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +43,25 @@ class Facts:
     'none': the model has no composition stream."""
     reference: dict[str, float] = dataclasses.field(default_factory=dict)
     """The frozen composition, element → atoms or fractions."""
+    lattice: tuple[float, ...] = ()
+    """The nine lattice features that are frozen into the weights; empty where the model has no lattice encoding."""
+    max_neighbours: int | None = None
+    """Only so many nearest neighbours of each atom are seen, ties included; see neighbour_cap.py."""
+    readout: str = "sum"
+    """'sum': as trained. 'refitted': a sum over atoms that export fitted to a model with another readout."""
     policies: tuple[str, ...] = ()
     """One line for each decision that export froze; shown by ``tfdeploy info`` and at the start of LAMMPS."""
 
     def element_numbers(self) -> tuple[int, ...]:
         """Atomic numbers in the order of ``elements``."""
         return tuple(int(atomic_numbers[s]) for s in self.elements)
+
+    def refuse_ranks(self) -> None:
+        """UserError where the model cannot share a structure between ranks."""
+        if self.max_neighbours is not None:
+            raise UserError("a model with a neighbour cap runs on one rank: the neighbours of ghost atoms are not all there")
+        if not self.separable:
+            raise UserError("a model that is not separable runs on one rank: its energy needs the mean over all atoms")
 
 
 class Potential:
@@ -85,7 +100,7 @@ class Potential:
         """Per-atom energies and edge forces of a graph.
 
         Args:
-            graph: edges up to the cutoff of ``facts``; numbers among its elements.
+            graph: all edges up to the cutoff of ``facts``, also where it caps them; numbers among its elements.
             handler: moves features between ranks; needed where the graph has atoms that are not owned.
 
         Raises:
@@ -103,16 +118,31 @@ class Potential:
 
     def _call(self, graph: Graph, handler: exchange.Handler | None) -> tuple[Tensor, ...]:
         self.check_elements(graph.numbers)
-        if self.facts.composition == "frozen":
+        if self.facts.composition == "frozen":  # of no consequence where the stream is a table already
             graph = graph._replace(composition=self._reference.expand(graph.composition.shape[0], -1).contiguous())
-        if self.facts.n_exchanges and not self._exchanges and (handler is not None or not bool(graph.owned.all())):
-            raise UserError(f"the {self.backend} form of this model runs on one rank only; use aoti, torchscript or eager")
-        if handler is not None:
+        if handler is not None or not bool(graph.owned.all()):
+            self._refuse_ranks(handler)
+        if self.facts.max_neighbours is None:
+            return self._run_with(graph, handler)
+        kept = nearest(graph, self.facts.max_neighbours)
+        cut = graph._replace(edge_index=graph.edge_index[:, kept], edge_vector=graph.edge_vector[kept])
+        energies, edge_forces, *rest = self._run_with(cut, handler)
+        return energies, torch.zeros_like(graph.edge_vector).index_copy(0, kept, edge_forces), *rest
+
+    def _run_with(self, graph: Graph, handler: exchange.Handler | None) -> tuple[Tensor, ...]:
+        with multiplying(self.facts.precision, casting=self.backend == "eager"):
+            if handler is None:
+                return self._run(graph)
             with exchange.using(handler):
                 return self._run(graph)
-        if self.facts.n_exchanges and not bool(graph.owned.all()):
+
+    def _refuse_ranks(self, handler: exchange.Handler | None) -> None:
+        """UserError where atoms of other ranks, or their features, cannot be had."""
+        self.facts.refuse_ranks()
+        if self.facts.n_exchanges and not self._exchanges:
+            raise UserError(f"the {self.backend} form of this model runs on one rank only; use aoti, torchscript or eager")
+        if self.facts.n_exchanges and handler is None:
             raise UserError("the graph holds ghost atoms of other ranks but no exchange is installed; energies would be wrong")
-        return self._run(graph)
 
     def check_elements(self, numbers: Tensor) -> None:
         """Refuse atoms of an element that training (or the frozen composition) never saw; UserError."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
 import json
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 
 from triforces_deploy import pictures
 from triforces_deploy.errors import UserError
-from triforces_deploy.files import existing, replacing
+from triforces_deploy.files import existing
+from triforces_deploy.page import image, table, write_page
 
 STEPS = (
     ("Label", "labels.extxyz", "tfdeploy label -o labels.extxyz"),
@@ -29,10 +29,6 @@ STEPS = (
     ("LAMMPS, two ranks", "md/two.log", "mpirun -np 2 lmp -in in.defect -var name two -log two.log"),
 )
 """Name of a step, the file that shows it happened, the command."""
-
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:1em 0}td,th{border-bottom:1px solid #ccc;padding:.25em .8em;text-align:right}
-td:first-child,th:first-child{text-align:left}code{background:#f3f3f3;padding:.1em .3em}img{max-width:100%}"""
 
 
 def write_report(folder: Path) -> Path:
@@ -59,23 +55,18 @@ def write_report(folder: Path) -> Path:
     sections = [
         "<h1>From labels to LAMMPS</h1>",
         _errors(folder),
-        _image(shown["parity"]),
-        _image(shown["learning"]),
+        image(shown["parity"]),
+        image(shown["learning"]),
         "<h2>Every back end against the eager model</h2>",
         _parity(json.loads((folder / "verify.json").read_text())),
         f"<h2>Molecular dynamics of {n_atoms} atoms</h2>",
         _dynamics(runs, n_atoms),
-        _image(shown["drift"]),
-        _image(shown["defect"]),
+        image(shown["drift"]),
+        image(shown["defect"]),
         "<h2>The commands</h2>",
-        _table(("step", "command"), [(name, f"<code>{html.escape(command)}</code>") for name, _, command in STEPS]),
+        table(("step", "command"), [(name, f"<code>{html.escape(command)}</code>") for name, _, command in STEPS]),
     ]
-    page = f"<!doctype html><meta charset=utf-8><title>triforces-deploy demo</title><style>{STYLE}</style>" + "\n".join(
-        sections
-    )
-    with replacing(folder / "report.html") as part:
-        part.write_text(page, encoding="utf-8")
-    return folder / "report.html"
+    return write_page(folder / "report.html", "triforces-deploy demo", sections)
 
 
 def read_thermo(log: Path) -> list[dict[str, NDArray[np.float64]]]:
@@ -117,7 +108,7 @@ def _errors(folder: Path) -> str:
         for key, m in errors.items()
     ]
     heading = ("held-out defects, RMSE", "energy, meV/atom", "forces, meV/Å", "of RMS force, %", "stress, meV/Å³")
-    return _table(heading, cells)
+    return table(heading, cells)
 
 
 def _figure(value: float | None) -> str:
@@ -129,7 +120,7 @@ def _parity(rows: Sequence[dict[str, Any]]) -> str:
     cells = [
         (r["backend"], r["reference"], *(f"{r[k]:.1e}" for k in ("energy", "forces", "stress", "tolerance"))) for r in rows
     ]
-    return _table(("back end", "against", "energy", "forces", "stress", "allowed"), cells)
+    return table(("back end", "against", "energy", "forces", "stress", "allowed"), cells)
 
 
 def _dynamics(runs: dict[str, list[dict[str, NDArray[np.float64]]]], n_atoms: int) -> str:
@@ -139,15 +130,4 @@ def _dynamics(runs: dict[str, list[dict[str, NDArray[np.float64]]]], n_atoms: in
         cells.append(
             (label, f"{minimised[0]:.8f}", f"{minimised[-1]:.8f}", f"{last['Temp'].mean():.0f}", f"{drift(last, n_atoms):.1e}")
         )
-    return _table(("run", "first energy, eV", "relaxed, eV", "mean T in NVE, K", "drift, eV/atom/ps"), cells)
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are HTML."""
-    head = "".join(f"<th>{h}</th>" for h in heading)
-    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _image(path: Path) -> str:
-    return f'<p><img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"></p>'
+    return table(("run", "first energy, eV", "relaxed, eV", "mean T in NVE, K", "drift, eV/atom/ps"), cells)

@@ -13,7 +13,11 @@ from typing import Any, cast
 from rich.console import Console
 from rich.table import Table
 
-from triforces_deploy.artifact import Artifact, Parity
+from triforces_deploy.artifact import Artifact, Metadata, Parity
+from triforces_deploy.certificate import Certificate, subject
+from triforces_deploy.payloads.base import PayloadInfo
+from triforces_deploy.trust import is_trusted
+from triforces_deploy.verdicts import judge
 
 
 def console() -> Console:
@@ -59,9 +63,32 @@ def parity_table(rows: Iterable[Parity]) -> Table:
     return table
 
 
+def certificate_tables(certificate: Certificate, path: Path) -> list[Table]:
+    """Every check of a certificate, then what the file may be used for."""
+    table = Table(title=f"{path}, physics of its {certificate.backend} form", title_justify="left")
+    for heading, justify in (
+        ("family", "left"),
+        ("check", "left"),
+        ("verdict", "left"),
+        ("value", "right"),
+        ("allowed", "right"),
+    ):
+        table.add_column(heading, justify=cast(Any, justify))
+    colours = {"pass": "green", "warn": "yellow", "fail": "red", "skipped": "dim"}
+    for c in certificate.checks:
+        value, allowed = ("–" if x is None else f"{x:.2g} {c.unit}".strip() for x in (c.value, c.threshold))
+        table.add_row(c.family, c.name, f"[{colours[c.verdict]}]{c.verdict}[/]", value, allowed)
+    words = Table(show_header=False)
+    words.add_row("verdict", certificate.line())
+    words.add_row("use", certificate.use)
+    words.add_row("not for", certificate.not_for)
+    return [table, words]
+
+
 def artifact_tables(artifact: Artifact, path: Path) -> list[Table]:
     """What `tfdeploy info` prints."""
     m = artifact.metadata
+    trusted = is_trusted(m)
     table = Table(title=str(path), show_header=False, title_justify="left")
     parameters = sum(t.numel() for t in artifact.weights.values())
     streams = [name for name in ("composition", "structure") if getattr(m.config, name) is not None]
@@ -73,14 +100,30 @@ def artifact_tables(artifact: Artifact, path: Path) -> list[Table]:
         "precision": f"network {m.facts.precision}, edge vectors and sums float64",
         "units": f"LAMMPS {m.facts.units}: eV, Å",
         "policies": "\n".join(m.facts.policies),
-        "payloads": "\n".join(f"{p.backend} for {p.target}, torch {p.torch}" for p in m.payloads) or "none, runs eager",
+        "payloads": "\n".join(_payload(p, trusted) for p in m.payloads) or "none, runs eager",
         "made": f"{m.created}, " + ", ".join(f"{k} {v}" for k, v in m.versions.items()),
         "trained from": f"{m.provenance['checkpoint']} sha256 {m.provenance['checkpoint_sha256'][:16]}…",
         "weights": f"sha256 {m.weights_sha256[:16]}…",
+        "certificate": _certificate(m),
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return [table, parity_table(m.parity)]
+
+
+def _payload(info: PayloadInfo, trusted: bool) -> str:
+    verdict = judge(info, trusted)
+    says = {"run": "runs here", "rebuild": "rebuilt here at the first use", "leave out": "does not run here"}
+    why = f": {verdict.reason}" if verdict.reason else ""
+    return f"{info.backend} for {info.target}, torch {info.torch}; {says[verdict.action]}{why}"
+
+
+def _certificate(metadata: Metadata) -> str:
+    found = metadata.certificate
+    if found is None:
+        return "none; `tfdeploy certify` makes one"
+    changed = "" if found.subject == subject(metadata) else "; the file has changed since, run `tfdeploy certify` again"
+    return found.line() + changed
 
 
 def dump(data: object) -> str:

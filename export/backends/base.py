@@ -8,6 +8,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from triforces_deploy.graph import Graph
+from triforces_deploy.onnx_positions import IMAGES
 from triforces_deploy.potential import Facts
 
 
@@ -21,6 +22,15 @@ class Captured:
     """What it was captured with: numbers of atoms, edges and structures all different."""
     outputs: tuple[str, ...]
     facts: Facts
+    bytes_per_edge: float
+    """Memory that one evaluation takes, weights aside; an upper bound for forms that fuse operations."""
+    bytes_per_atom: float
+    native: bool = False
+    """Compile for this very CPU instead of a portable instruction set."""
+    device: str = "cpu"
+    """'cpu' or 'cuda': what to compile for, where that makes a difference; the graph itself was captured on the CPU."""
+    images: int = IMAGES
+    """Periodic images each way that ``onnx-positions`` can list; see onnx_positions.py."""
 
 
 @dataclasses.dataclass(frozen=True)

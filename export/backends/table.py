@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import torch
 
-from triforces_deploy.payloads.base import Payload, PayloadInfo
+from triforces_deploy.payloads.base import Payload, PayloadInfo, UnusableError
 
 from .base import Captured, Lowered
 
 MODULES = {
     "aoti": "triforces_deploy.export.backends.aoti",
     "torchscript": "triforces_deploy.export.backends.torchscript",
+    "export": "triforces_deploy.export.backends.program",
+    "onnx": "triforces_deploy.export.backends.onnx",
+    "onnx-positions": "triforces_deploy.export.backends.onnx_positions",
 }
 """Name on the command line and in a file → module whose ``lower`` makes it."""
 
 DEFAULT = ("aoti", "torchscript")
+
+
+def compile_all(backends: Sequence[str], captured: Captured, report: Callable[[str], None]) -> tuple[list[Payload], list[str]]:
+    """Each of the back ends that can be made here, and a line for each that cannot."""
+    payloads, notes = [], []
+    for backend in backends:
+        report(f"compiling for {backend}")
+        try:
+            payloads.append(compile_payload(backend, captured))
+        except UnusableError as error:
+            notes.append(f"back end {backend} left out: {error}")
+            report(notes[-1])
+    return payloads, notes
 
 
 def compile_payload(backend: str, captured: Captured) -> Payload:
@@ -38,6 +55,6 @@ def compile_payload(backend: str, captured: Captured) -> Payload:
         torch=torch.__version__,
         sha256=hashlib.sha256(lowered.content).hexdigest(),
         outputs=captured.outputs,
-        details=lowered.details,
+        details={**lowered.details, "bytes_per_edge": captured.bytes_per_edge, "bytes_per_atom": captured.bytes_per_atom},
     )
     return Payload(info, lowered.content)

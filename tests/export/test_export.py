@@ -191,12 +191,16 @@ def test_embeddings_nobody_asked_for(compiled_artifact: Path) -> None:
 
 
 def test_a_payload_for_another_machine_is_not_used_but_said(compiled_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("triforces_deploy.payloads.aoti.target", lambda: "linux-riscv64")
+    monkeypatch.setattr("triforces_deploy.payloads.aoti.cpu_flags", set)
+    monkeypatch.setenv("PATH", "")  # nor can it be compiled anew
     potential = artifact.load(compiled_artifact)
     assert potential.backend == "torchscript"
-    assert "aoti not used: compiled for linux-x86_64" in potential.notes[0]
+    assert "aoti not used: compiled for linux-x86_64-v3, this CPU lacks abm" in potential.notes[0]
+    assert "no C++ compiler" in potential.notes[0]
     monkeypatch.setattr("torch.__version__", "9.9.9")
-    assert artifact.load(compiled_artifact).backend == "eager"
+    potential = artifact.load(compiled_artifact)
+    assert potential.backend == "torchscript (rebuilt here)"
+    assert "made with torch" in potential.notes[1]
     with pytest.raises(UserError, match=r"made with torch .* here is 9.9.9"):
         artifact.load(compiled_artifact, "aoti")
 

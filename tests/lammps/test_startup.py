@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from triforces_deploy.errors import UserError
-from triforces_deploy.lammps_plugin.startup import Run, check
-from triforces_deploy.potential import Facts
+from triforces_deploy.lammps_plugin.startup import Run, check, describe
+from triforces_deploy.potential import Facts, Potential
 
 FACTS = Facts(elements=("Si", "Ge"), cutoff=4.0, n_exchanges=2, receptive_field=12.0, bidirectional=True)
 GOOD = Run(
@@ -49,3 +49,30 @@ def test_refuses_in_one_line_that_says_what_to_write(wrong: dict[str, Any], mess
     with pytest.raises(UserError, match=message) as error:
         check(FACTS, dataclasses.replace(GOOD, **wrong))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fact", "message"),
+    [
+        ({"max_neighbours": 20}, "a model with a neighbour cap runs on one rank"),
+        ({"separable": False}, "not separable runs on one"),
+    ],
+)
+def test_what_needs_all_atoms_is_refused_on_several_ranks(fact: dict[str, Any], message: str) -> None:
+    facts = dataclasses.replace(FACTS, **fact)
+    check(facts, dataclasses.replace(GOOD, ranks=1))
+    with pytest.raises(UserError, match=message):
+        check(facts, GOOD)
+
+
+def test_the_block_lists_what_export_froze_once() -> None:
+    policies = ("composition: frozen to Si0.7 Ge0.3", "graph: every neighbour within 4.0 Å, no cap", "lattice encoding: none")
+    facts = dataclasses.replace(FACTS, composition="frozen", reference={"Si": 0.7, "Ge": 1 / 3}, policies=policies)
+    text = describe(Potential(facts, lambda _graph: (), "eager"), "a.pt", GOOD, 1)
+    lines = [line.strip() for line in text.splitlines()]
+    assert [line for line in lines if line.startswith("composition")] == [
+        "composition: frozen at Si0.7 Ge0.3333 (this system: Si7 Ge1)"
+    ]
+    assert "graph: every neighbour within 4.0 A, no cap" in lines
+    assert "lattice encoding: none" in lines
+    assert text.isascii()

@@ -17,9 +17,9 @@ from triforces_deploy.backbones.base import Backbone
 from triforces_deploy.errors import UserError
 from triforces_deploy.exchange import exchange
 from triforces_deploy.graph import N_NUMBERS, Graph
+from triforces_deploy.nn.message_passing import Ends, Messages, over_atoms, over_edges
 from triforces_deploy.nn.mlp import mlp
 from triforces_deploy.nn.radial import bessel, lengths, polynomial_envelope
-from triforces_deploy.nn.scatter import scatter_sum
 from triforces_deploy.nn.spherical import L_MAX, e3nn_component
 
 ENVELOPE_POWER = 4
@@ -82,16 +82,37 @@ class OrbV3(Backbone):
 
     def forward(self, graph: Graph) -> Tensor:
         """Compute the final node states, (N, latent), in the type of the parameters."""
-        neighbour, centre = graph.edge_index.unbind(0)
-        inputs, envelope = self.edge_inputs(graph.edge_vector.to(self.embedding.weight.dtype))
-        nodes = self.node_encoder(self.embedding(graph.numbers))
-        edges = self.edge_encoder(inputs)
+        nodes = over_atoms(self.node_encoder, self.embedding(graph.numbers), widest=self.config.mlp_hidden)
+        edges: tuple[Tensor, ...] = (graph.edge_vector.to(self.embedding.weight.dtype),)
         for k, layer in enumerate(self.layers):
             if k > 0:
                 nodes = exchange(nodes)
-            nodes, messages = layer(nodes, edges, envelope, neighbour, centre)
-            edges = edges + messages
-        return cast(Tensor, nodes)
+            nodes, edges = self._interact(k, cast(Interaction, layer), nodes, edges, graph.edge_index)
+        return nodes
+
+    def _interact(
+        self, k: int, layer: Interaction, nodes: Tensor, edges: tuple[Tensor, ...], edge_index: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One layer: new node states and, but for the last layer, edge states and envelopes.
+
+        The first layer encodes the edges itself: in blocks, their first states then never exist all at once.
+        """
+        last = k == self.config.n_layers - 1
+
+        def on_edges(*tensors: Tensor) -> Messages:
+            *of_edge, at_centre, at_neighbour = tensors
+            states, envelope = self.encode_edges(*of_edge) if k == 0 else of_edge
+            messages, incoming, outgoing = layer.messages(states, envelope, at_centre, at_neighbour)
+            return Messages(() if last else (states + messages, envelope), (outgoing,), (incoming,))
+
+        ends = (Ends(nodes, layer.at_centre, layer.at_neighbour),)
+        m = over_edges(on_edges, edge_index, nodes.shape[0], edges, ends, widest=self.config.mlp_hidden)
+        return over_atoms(layer.update, nodes, *m.to_neighbour, *m.to_centre, widest=self.config.mlp_hidden), m.edges
+
+    def encode_edges(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """First states of the edges, (E, latent), and envelopes, (E, 1), from edge vectors (E, 3)."""
+        inputs, envelope = self.edge_inputs(vectors)
+        return self.edge_encoder(inputs), envelope
 
     def edge_inputs(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Bessel functions ⊗ spherical harmonics × envelope, (E, n_bessel·(l_max+1)²), and the envelope, (E, 1)."""
@@ -132,28 +153,33 @@ class Interaction(nn.Module):
         self.edge_mlp = NormedMLP(3 * config.latent, config)
         self.node_mlp = NormedMLP(3 * config.latent, config)
 
-    def forward(
-        self, nodes: Tensor, edges: Tensor, envelope: Tensor, neighbour: Tensor, centre: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(N, latent), (E, latent), (E, 1), (E,), (E,) → new node states (N, latent) and messages (E, latent)."""
-        gate_in, gate_out = (envelope * torch.sigmoid(self.gates(edges))).chunk(2, dim=1)
-        messages = self._messages(nodes, edges, neighbour, centre)
-        incoming = scatter_sum(gate_in * messages, neighbour, nodes.shape[0])
-        outgoing = scatter_sum(gate_out * messages, centre, nodes.shape[0])
-        return nodes + self.node_mlp(torch.cat([nodes, incoming, outgoing], dim=1)), messages
+    def at_centre(self, nodes: Tensor) -> Tensor:
+        """What atoms add to the first layer of the edge perceptron as centres, (N, latent) → (N, mlp_hidden).
 
-    def _messages(self, nodes: Tensor, edges: Tensor, neighbour: Tensor, centre: Tensor) -> Tensor:
-        """``edge_mlp`` of [e ‖ n_centre ‖ n_neighbour], its first layer taken apart.
-
-        Two thirds of that layer depend on one atom each: multiplied per atom and then gathered, they cost as much as
+        Two thirds of that layer depend on one atom each: multiplied per atom and then looked up, they cost as much as
         there are atoms, not edges, and the wide concatenation never exists.
         """
-        first, *rest = self.edge_mlp.mlp
-        of_edge, of_centre, of_neighbour = cast(nn.Linear, first).weight.chunk(3, dim=1)
-        at_centre = functional.linear(nodes, of_centre, cast(nn.Linear, first).bias)
-        at_neighbour = functional.linear(nodes, of_neighbour)
-        hidden = functional.linear(edges, of_edge)
-        hidden = hidden + at_centre.index_select(0, centre) + at_neighbour.index_select(0, neighbour)
-        for module in rest:
+        return functional.linear(nodes, self._first_weights()[1], cast(nn.Linear, self.edge_mlp.mlp[0]).bias)
+
+    def at_neighbour(self, nodes: Tensor) -> Tensor:
+        """The same as neighbours."""
+        return functional.linear(nodes, self._first_weights()[2])
+
+    def _first_weights(self) -> tuple[Tensor, ...]:
+        """Of the edge perceptron's first layer, (mlp_hidden, latent) each: for the edge, its centre and its neighbour."""
+        return cast(nn.Linear, self.edge_mlp.mlp[0]).weight.chunk(3, dim=1)
+
+    def messages(
+        self, edges: Tensor, envelope: Tensor, at_centre: Tensor, at_neighbour: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(E, latent), (E, 1), twice (E, mlp_hidden) → m, g_in m and g_out m, (E, latent) each."""
+        gate_in, gate_out = (envelope * torch.sigmoid(self.gates(edges))).chunk(2, dim=1)
+        hidden = functional.linear(edges, self._first_weights()[0]) + at_centre + at_neighbour
+        for module in list(self.edge_mlp.mlp)[1:]:
             hidden = module(hidden)
-        return cast(Tensor, self.edge_mlp.norm(hidden))
+        messages = cast(Tensor, self.edge_mlp.norm(hidden))
+        return messages, gate_in * messages, gate_out * messages
+
+    def update(self, nodes: Tensor, incoming: Tensor, outgoing: Tensor) -> Tensor:
+        """New node states from old ones and both sums of messages, (N, latent) each."""
+        return nodes + cast(Tensor, self.node_mlp(torch.cat([nodes, incoming, outgoing], dim=1)))

@@ -18,3 +18,12 @@ def scatter_sum(values: Tensor, index: Tensor, n_rows: int) -> Tensor:
         (n_rows, …); rows that no index names are zero.
     """
     return torch.zeros((n_rows, *values.shape[1:]), dtype=values.dtype, device=values.device).index_add(0, index, values)
+
+
+def accumulate(total: Tensor, index: Tensor, values: Tensor) -> None:
+    """Add rows of ``values`` (K, …) to those of ``total`` (n_rows, …) that ``index`` (K,) names, in place."""
+    total.index_add_(0, index, values)
+
+
+OPERATOR = torch.ops.aten.index_add.default
+"""What a captured graph calls :func:`scatter_sum` and the derivative of a gather; export looks for it."""

@@ -9,8 +9,8 @@ from ase.data import covalent_radii
 from torch import Tensor, nn
 
 from triforces_deploy.graph import N_NUMBERS, Graph
+from triforces_deploy.nn.message_passing import Ends, Messages, over_edges
 from triforces_deploy.nn.radial import lengths, polynomial_envelope
-from triforces_deploy.nn.scatter import scatter_sum
 
 ENVELOPE_POWER = 6
 """The p of the envelope; with 6 the repulsion is untouched below about a third of the sum of the radii."""
@@ -77,11 +77,18 @@ class ZBL(nn.Module):
 
     def forward(self, graph: Graph) -> Tensor:
         """Energies of the atoms, (N,) float64, eV: half of each pair goes to either atom."""
-        neighbour, centre = graph.edge_index.unbind(0)
-        charges = graph.numbers.to(torch.float64)
         radii = self.radii_pm.index_select(0, graph.numbers).to(torch.float64) / 100.0
-        r = lengths(graph.edge_vector)
-        pair = pair_energy(r, charges.index_select(0, centre), charges.index_select(0, neighbour), self.screening)
-        reach = radii.index_select(0, centre) + radii.index_select(0, neighbour)
-        half = 0.5 * pair * polynomial_envelope(r, reach, ENVELOPE_POWER)
-        return scatter_sum(half, centre, graph.numbers.shape[0])
+        nuclei = torch.stack([graph.numbers.to(torch.float64), radii], dim=1)
+
+        def half(vectors: Tensor, centre: Tensor, neighbour: Tensor) -> Messages:
+            r = lengths(vectors)
+            envelope = polynomial_envelope(r, centre[:, 1] + neighbour[:, 1], ENVELOPE_POWER)
+            return Messages(to_centre=(0.5 * pair_energy(r, centre[:, 0], neighbour[:, 0], self.screening) * envelope,))
+
+        ends = (Ends(nuclei, _as_they_are, _as_they_are),)
+        (energies,) = over_edges(half, graph.edge_index, graph.numbers.shape[0], (graph.edge_vector,), ends).to_centre
+        return energies
+
+
+def _as_they_are(nuclei: Tensor) -> Tensor:
+    return nuclei

@@ -50,6 +50,15 @@ class Payload:
     content: bytes
 
 
+def anywhere(_info: PayloadInfo) -> None:
+    """The check of a back end that asks nothing of torch or of the machine."""
+
+
+def any_machine() -> str:
+    """The machine of a back end that runs on every one."""
+    return "any"
+
+
 @dataclasses.dataclass(frozen=True)
 class Backend:
     """How payloads of one kind are run."""
@@ -59,7 +68,11 @@ class Backend:
     exchanges: bool
     """Whether it can call the exchange, hence run on several ranks."""
     open: Callable[[PayloadInfo, bytes], Run]
-    """Make a payload callable; UnusableError where this machine, torch or CPU is not the one it was made for."""
+    """Make a payload that ``check`` has passed callable; UnusableError where that fails."""
+    check: Callable[[PayloadInfo], None] = anywhere
+    """UnusableError where this torch, machine or CPU is not one that it was made for; reads the description alone."""
+    machine: Callable[[], str] = any_machine
+    """What this machine is, as far as payloads made here depend on it."""
 
 
 def flat_inputs(graph: Graph) -> tuple[Tensor, ...]:
@@ -72,4 +85,4 @@ def check_torch(info: PayloadInfo) -> None:
     """UnusableError where another torch made the payload; compiled forms are promised for one version only."""
     here = torch.__version__.split("+")[0]
     if info.torch.split("+")[0] != here:
-        raise UnusableError(f"made with torch {info.torch}, here is {here}; export again to have it")
+        raise UnusableError(f"made with torch {info.torch}, here is {here}")

@@ -12,8 +12,7 @@ from triforces_deploy.graph import Graph
 from triforces_deploy.payloads.base import Backend, PayloadInfo, Run, UnusableError, check_torch, flat_inputs
 
 
-def _open(info: PayloadInfo, content: bytes) -> Run:
-    check_torch(info)
+def _open(_info: PayloadInfo, content: bytes) -> Run:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
         try:
@@ -28,4 +27,4 @@ def _open(info: PayloadInfo, content: bytes) -> Run:
     return run
 
 
-BACKEND = Backend(code=True, exchanges=True, open=_open)
+BACKEND = Backend(code=True, exchanges=True, open=_open, check=check_torch)

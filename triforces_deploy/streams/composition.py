@@ -35,13 +35,11 @@ class CompositionStream(nn.Module):
 
     def __init__(self, config: CompositionConfig, numbers: Sequence[int]) -> None:
         super().__init__()
-        if config.width % config.heads:
+        if config.heads < 1 or config.width % config.heads:
             raise UserError(f"model.composition: width {config.width} is not a multiple of heads {config.heads}")
         self.width = config.width
-        column = torch.zeros(N_NUMBERS, dtype=torch.int64)
-        column[list(numbers)] = torch.arange(len(numbers))
         self.register_buffer("elements", torch.tensor(list(numbers)), persistent=False)
-        self.register_buffer("column", column, persistent=False)
+        self.register_buffer("column", columns(numbers), persistent=False)
         self.embedding = nn.Embedding(N_NUMBERS, config.width)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
@@ -63,6 +61,34 @@ class CompositionStream(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, bias)
         return cast(Tensor, self.norm(tokens))
+
+
+class CompositionTable(nn.Module):
+    """The stream of one frozen composition: a vector per element, and no transformer to run.
+
+    Args:
+        config: its width.
+        numbers: atomic numbers of the elements the model knows, a row each.
+    """
+
+    column: Tensor
+
+    def __init__(self, config: CompositionConfig, numbers: Sequence[int]) -> None:
+        super().__init__()
+        self.width = config.width
+        self.register_buffer("column", columns(numbers), persistent=False)
+        self.vectors = nn.Parameter(torch.zeros(len(numbers), config.width))
+
+    def forward(self, graph: Graph) -> Tensor:
+        """(N, width)."""
+        return self.vectors.index_select(0, self.column.index_select(0, graph.numbers))
+
+
+def columns(numbers: Sequence[int]) -> Tensor:
+    """(119,) int64. Which of the model's elements each atomic number is."""
+    column = torch.zeros(N_NUMBERS, dtype=torch.int64)
+    column[list(numbers)] = torch.arange(len(numbers))
+    return column
 
 
 class _Block(nn.Module):

@@ -3,7 +3,8 @@
 Power spectrum of a smooth neighbour density (TriForces, eqs. 4-6), then invariant message passing (eq. 15). Two things
 differ from the paper on purpose, both for the sake of molecular dynamics: envelopes are polynomials with two continuous
 derivatives instead of cosines with one, and messages carry the envelope and are divided by 1 + Σw, so that energy and
-forces stay continuous when a neighbour comes or goes.
+forces stay continuous when a neighbour comes or goes. The lattice encoding, where it is on, is that of streams/lattice.py,
+concatenated with the spectrum before the projection.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from triforces_deploy.config import StructureConfig
 from triforces_deploy.errors import UserError
 from triforces_deploy.exchange import exchange
 from triforces_deploy.graph import Graph
+from triforces_deploy.nn.message_passing import Ends, Messages, over_atoms, over_edges
 from triforces_deploy.nn.mlp import mlp
 from triforces_deploy.nn.radial import bessel, lengths, polynomial_envelope
-from triforces_deploy.nn.scatter import scatter_sum
 from triforces_deploy.nn.spherical import spherical_harmonics
+from triforces_deploy.streams.lattice import LatticeEncoding
 
 ENVELOPE_POWER = 6
 """p of the polynomial envelope."""
@@ -46,8 +48,10 @@ class StructureStream(nn.Module):
         n_spectrum = (config.l_max + 1) * n_channels * (n_channels + 1) // 2
         self.mixing = nn.Parameter(0.1 * torch.randn(n_radial, n_channels))
         self.norm = nn.LayerNorm(n_spectrum)
-        self.project = mlp([n_spectrum] + [config.hidden, width] * BLOCKS)
-        self.skip = nn.Linear(n_spectrum, width, bias=False)
+        self.lattice = LatticeEncoding(width) if config.lattice else None
+        n_inputs = n_spectrum + width * config.lattice
+        self.project = mlp([n_inputs] + [config.hidden, width] * BLOCKS)
+        self.skip = nn.Linear(n_inputs, width, bias=False)
         nn.init.orthogonal_(self.skip.weight)
         self.edge_radial = nn.Linear(n_radial, config.n_radial, bias=False)
         self.layers = nn.ModuleList(_MessagePassing(width, config.n_radial) for _ in range(config.layers))
@@ -59,25 +63,42 @@ class StructureStream(nn.Module):
     def forward(self, graph: Graph) -> Tensor:
         """(N, width)."""
         vector = graph.edge_vector.to(self.mixing.dtype)
+        n_atoms, widest = graph.numbers.shape[0], self.config.n_channels * (self.config.l_max + 1) ** 2
+        m = over_edges(self._describe, graph.edge_index, n_atoms, (vector,), widest=widest)
+        (radial, weight), (density, total) = m.edges, m.to_centre
+        h = over_atoms(self._project, density, *self._lattice(graph), widest=self.config.hidden)
+        for layer in self.layers:
+            h = layer(exchange(h), radial, weight, total, graph)
+        return h
+
+    def _describe(self, vector: Tensor) -> Messages:
+        """Edge vectors (E, 3) → radial features (E, K) and weights w (E, 1), and the terms of the density and of Σw.
+
+        c_αlm = Σ_e φ_α Y_lm, with its (A, (l_max+1)²) components in one row.
+        """
         distance = lengths(vector)
         envelopes = [polynomial_envelope(distance, s * self.cutoff, ENVELOPE_POWER) for s in self.config.scales]
         basis = bessel(distance, self.cutoff, self.config.n_radial)
         radial = torch.cat([e[:, None] * basis for e in envelopes], dim=1)  # (E, S·K), scale-major
         angular = spherical_harmonics(vector / distance[:, None], self.config.l_max)  # (E, (l_max+1)²)
-        spectrum = self.norm(self._power_spectrum(radial @ self.mixing, angular, graph))
-        h = self.project(spectrum) + self.skip(spectrum)
-        weight = torch.stack(envelopes).sum(0)[:, None]  # (E, 1)
-        edge = self.edge_radial(radial)  # (E, K)
-        total = scatter_sum(weight, graph.edge_index[1], graph.numbers.shape[0])  # (N, 1)
-        for layer in self.layers:
-            h = layer(exchange(h), edge, weight, total, graph)
-        return cast(Tensor, h)
+        outer = ((radial @ self.mixing)[:, :, None] * angular[:, None, :]).flatten(1)
+        weight = torch.stack(envelopes).sum(0)[:, None]
+        return Messages((self.edge_radial(radial), weight), to_centre=(outer, weight))
 
-    def _power_spectrum(self, radial: Tensor, angular: Tensor, graph: Graph) -> Tensor:
-        """c_αlm = Σ_e φ_α Y_lm;  p_αα'l = Σ_m c_αlm c_α'lm: (E, A), (E, (l_max+1)²) → (N, (l_max+1)·A(A+1)/2)."""
-        outer = (radial[:, :, None] * angular[:, None, :]).flatten(1)
-        density = scatter_sum(outer, graph.edge_index[1], graph.numbers.shape[0])
-        density = density.view(-1, radial.shape[1], angular.shape[1])  # (N, A, (l_max+1)²)
+    def _lattice(self, graph: Graph) -> tuple[Tensor, ...]:
+        """The encoding of each atom's cell, (N, width), where there is one."""
+        if self.lattice is None:
+            return ()
+        return (self.lattice(graph.cell, graph.composition.sum(1)).index_select(0, graph.batch),)
+
+    def _project(self, density: Tensor, *lattice: Tensor) -> Tensor:
+        """Density coefficients (N, A·(l_max+1)²), and the lattice where it is encoded, → features (N, width)."""
+        inputs = torch.cat([self.norm(self._power_spectrum(density)), *lattice], dim=1)
+        return cast(Tensor, self.project(inputs) + self.skip(inputs))
+
+    def _power_spectrum(self, density: Tensor) -> Tensor:
+        """p_αα'l = Σ_m c_αlm c_α'lm: (N, A·(l_max+1)²) → (N, (l_max+1)·A(A+1)/2)."""
+        density = density.unflatten(1, (self.config.n_channels, -1))
         blocks = []
         for degree in range(self.config.l_max + 1):
             c = density[:, :, degree**2 : (degree + 1) ** 2]
@@ -99,7 +120,13 @@ class _MessagePassing(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, h: Tensor, edge: Tensor, weight: Tensor, total: Tensor, graph: Graph) -> Tensor:
-        hidden = self.node(h).index_select(0, graph.edge_index[0]) + self.edge(edge)
-        summed = scatter_sum(nn.functional.silu(hidden) * weight, graph.edge_index[1], h.shape[0])
+        def on_edges(edge: Tensor, weight: Tensor, neighbour: Tensor) -> Messages:
+            return Messages(to_centre=(nn.functional.silu(neighbour + self.edge(edge)) * weight,))
+
+        ends = (Ends(h, at_neighbour=self.node),)
+        (summed,) = over_edges(on_edges, graph.edge_index, h.shape[0], (edge, weight), ends, widest=h.shape[1]).to_centre
+        return over_atoms(self._update, h, summed, total, widest=h.shape[1])
+
+    def _update(self, h: Tensor, summed: Tensor, total: Tensor) -> Tensor:
         message = nn.functional.linear(summed, self.out.weight) + self.out.bias * total
         return h + message / (1.0 + total)

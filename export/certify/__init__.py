@@ -1,0 +1,1 @@
+"""The certificate of a file: its physics measured, judged and written down."""

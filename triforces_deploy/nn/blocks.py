@@ -1,0 +1,248 @@
+"""Evaluation in blocks of rows, so that memory follows what a layer keeps and not everything it computes.
+
+A function of rows (edges, or atoms) is evaluated block by block. What its derivative needs is kept as long as the budget
+lasts; blocks beyond it keep nothing and are computed again in the backward pass. Blocks are small enough to stay in the
+processor's cache, which is why even the repeated work costs little where memory traffic would have been the limit.
+
+Without a budget, which is how models are trained and captured, nothing here is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triforces_deploy.errors import UserError
+from triforces_deploy.nn import scratch
+from triforces_deploy.nn.scatter import accumulate
+
+BLOCK_BYTES = 4 * 2**20
+"""Of the widest tensor of a block: a few of them fit into the cache of one core."""
+LEAST_ROWS = 64
+VARIABLE = "TFDEPLOY_MEMORY"
+
+
+@dataclasses.dataclass
+class Budget:
+    """Memory that one evaluation may spend on what would otherwise be computed twice."""
+
+    bytes: int
+    spent: int = 0
+    seen: set[int] = dataclasses.field(default_factory=set)
+    """Addresses of what has been counted: weights and inputs are shared by all blocks."""
+
+    def rest(self) -> int:
+        return self.bytes - self.spent
+
+
+_budgets: list[Budget | None] = [None]
+
+
+@contextmanager
+def using(limit: int) -> Iterator[None]:
+    """Evaluate in blocks inside the ``with`` block, keeping at most ``limit`` bytes for the backward pass."""
+    _budgets.append(Budget(limit))
+    try:
+        yield
+    finally:
+        _budgets.pop()
+
+
+def active() -> Budget | None:
+    """The budget of the innermost ``using``; None outside of any."""
+    return _budgets[-1]
+
+
+def memory_limit() -> int:
+    """Bytes that an evaluation may take here: ``TFDEPLOY_MEMORY`` (e.g. 4GiB), or half of what is free now."""
+    text = os.environ.get(VARIABLE)
+    if text is None:
+        return _available() // 2
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]i?)?B?", text)
+    if match is None:
+        raise UserError(f"{VARIABLE}={text}: expected a size such as 4GiB or 500MiB")
+    unit = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 2**10, "Mi": 2**20, "Gi": 2**30}[match[2] or ""]
+    return int(float(match[1]) * unit)
+
+
+def _available() -> int:
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return 8 * 2**30
+    match = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    return int(match[1]) * 1024 if match else 8 * 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Where the rows of inputs come from and where those of outputs go."""
+
+    n_rows: int
+    indices: tuple[Tensor, ...]
+    """Each (n_rows,): ways to look up an input by row, or to sum an output over rows."""
+    inputs: tuple[int | None, ...]
+    """For each input, which of ``indices`` looks it up; None where it has a row of its own for each."""
+    outputs: tuple[tuple[int, int] | None, ...]
+    """For each output, which of ``indices`` it is summed by and the length of that sum; None where it keeps its rows."""
+    widest: int
+    """Bytes per row of the widest intermediate tensor."""
+
+    def blocks(self) -> list[slice]:
+        size = max(LEAST_ROWS, BLOCK_BYTES // max(self.widest, 1))
+        return [slice(k, min(k + size, self.n_rows)) for k in range(0, max(self.n_rows, 1), size)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Which rows of looked-up tensors one block reads, each once: rows = unique[inverse]."""
+
+    unique: tuple[Tensor, ...]
+    inverse: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, rows: Rows, block: slice) -> Places:
+        pairs = [torch.unique(index[block], return_inverse=True) for index in rows.indices]
+        return cls(tuple(u for u, _ in pairs), tuple(i for _, i in pairs))
+
+
+Function = Callable[[tuple[Tensor, ...], Sequence[Tensor]], tuple[Tensor, ...]]
+"""``inverse`` of the block's places, and the block's inputs (looked-up ones with a row per distinct atom) → outputs by row."""
+
+
+def evaluate(function: Function, rows: Rows, tensors: Sequence[Tensor], budget: Budget) -> tuple[Tensor, ...]:
+    """``function`` on every row, block by block, differentiable once in ``tensors``.
+
+    Args:
+        function: see :data:`Function`.
+        rows: where rows come from and go to.
+        tensors: the inputs, complete.
+        budget: what may be kept.
+    """
+    return tuple(_Blocked.apply(function, rows, budget, *tensors))
+
+
+class _Blocked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Function, rows: Rows, budget: Budget, *tensors: Tensor) -> tuple[Tensor, ...]:
+        wanted = ctx.needs_input_grad[3:]
+        ctx.function, ctx.rows, ctx.kept = function, rows, {}
+        totals: list[Tensor] = []
+        for block in rows.blocks():
+            places = Places.of(rows, block)
+            inputs = _look_up(rows, tensors, places, block)
+            if any(wanted) and budget.rest() > 0:
+                with _counting(budget):
+                    leaves, recorded = _recorded(function, places, inputs, wanted)
+                ctx.kept[block.start] = places, leaves, recorded
+                values = [v.detach() for v in recorded]
+            else:
+                values = list(function(places.inverse, inputs))
+            totals = totals or _totals(rows.n_rows, values, [to and to[1] for to in rows.outputs])
+            for total, value, to in zip(totals, values, rows.outputs, strict=True):
+                _put(total, value, block, to and rows.indices[to[0]][block])
+            _release(rows.inputs, tensors, block)
+        ctx.save_for_backward(*_put_away(rows, tensors))
+        return tuple(totals)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        wanted, rows, tensors = ctx.needs_input_grad[3:], ctx.rows, ctx.saved_tensors
+        chosen = [k for k, needed in enumerate(wanted) if needed]
+        lengths = [None if rows.inputs[k] is None else tensors[k].shape[0] for k in chosen]
+        totals = _totals(rows.n_rows, [tensors[k][:0] for k in chosen], lengths)
+        for block in rows.blocks():
+            if block.start in ctx.kept:
+                places, leaves, values = ctx.kept.pop(block.start)
+            else:
+                places = Places.of(rows, block)
+                leaves, values = _recorded(ctx.function, places, _look_up(rows, tensors, places, block), wanted)
+            found = _vector_jacobian(values, leaves, _gradients(rows, gradients, block))
+            for total, value, k in zip(totals, found, chosen, strict=True):
+                at = rows.inputs[k]
+                _put(total, value, block, None if at is None else places.unique[at])
+            _release(rows.inputs, tensors, block)
+            _release(rows.outputs, gradients, block)
+        iterator = iter(totals)
+        return (None, None, None, *(next(iterator) if needed else None for needed in wanted))
+
+
+def _look_up(rows: Rows, tensors: Sequence[Tensor], places: Places, block: slice) -> list[Tensor]:
+    return [
+        t[block] if at is None else t.index_select(0, places.unique[at]) for t, at in zip(tensors, rows.inputs, strict=True)
+    ]
+
+
+def _recorded(
+    function: Function, places: Places, inputs: list[Tensor], wanted: Sequence[bool]
+) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """Evaluate with a graph of its own; the inputs whose derivative is wanted, and the outputs."""
+    with torch.enable_grad():
+        own = [t.detach().requires_grad_(needed) for t, needed in zip(inputs, wanted, strict=True)]
+        return [t for t in own if t.requires_grad], function(places.inverse, own)
+
+
+def _vector_jacobian(values: Sequence[Tensor], leaves: list[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    pairs = [(v, g) for v, g in zip(values, gradients, strict=True) if v.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad([v for v, _ in pairs], leaves, [g for _, g in pairs], materialize_grads=True)
+
+
+def _gradients(rows: Rows, gradients: Sequence[Tensor], block: slice) -> list[Tensor]:
+    """Of the outputs, a row for each row of the block."""
+    return [
+        g[block] if to is None else g.index_select(0, rows.indices[to[0]][block])
+        for g, to in zip(gradients, rows.outputs, strict=True)
+    ]
+
+
+def _totals(n_rows: int, values: Sequence[Tensor], lengths: Sequence[int | None]) -> list[Tensor]:
+    """Where results are collected: rows of their own, or sums of the given length."""
+    return [
+        scratch.empty_rows((n_rows, *v.shape[1:]), v) if n is None else v.new_zeros(n, *v.shape[1:])
+        for v, n in zip(values, lengths, strict=True)
+    ]
+
+
+def _put(total: Tensor, value: Tensor, block: slice, index: Tensor | None) -> None:
+    if index is None:
+        total[block] = value
+        scratch.release(total, block)
+    else:
+        accumulate(total, index, value)
+
+
+def _put_away(rows: Rows, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What is read in order in the backward pass need not wait for it in memory."""
+    return [scratch.put_away(t) if at is None else t for t, at in zip(tensors, rows.inputs, strict=True)]
+
+
+def _release(places: Sequence[object | None], tensors: Sequence[Tensor], block: slice) -> None:
+    """Of tensors that are read in order; those that are looked up or summed may be wanted at any row."""
+    for t, at in zip(tensors, places, strict=True):
+        if at is None:
+            scratch.release(t, block)
+
+
+@contextmanager
+def _counting(budget: Budget) -> Iterator[None]:
+    """Charge to the budget what autograd keeps, every storage once."""
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in budget.seen:
+            budget.seen.add(storage.data_ptr())
+            budget.spent += storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        yield
