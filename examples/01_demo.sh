@@ -27,6 +27,7 @@ tfdeploy evaluate run/best.ckpt --baseline baseline/best.ckpt --json > errors.js
 step tfdeploy export run/best.ckpt -o triforces.pt
 step tfdeploy verify triforces.pt --against run/best.ckpt
 tfdeploy verify triforces.pt --against run/best.ckpt --json > verify.json
+step tfdeploy certify triforces.pt --checkpoint run/best.ckpt --seconds 60 -o certificate.html
 
 step tfdeploy defect triforces.pt --host Si --atoms 1000 --vacancies 2 --interstitial Si --substitute Ge:3 \
   --nvt 200 --nve 300 --every 10 -o md

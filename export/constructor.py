@@ -29,7 +29,7 @@ class Constructed(NamedTuple):
     edges_of_neighbour: Tensor
     """(N, B) int64."""
     valid: Tensor
-    """() bool. False where the cell needs more images than there are, or atoms sit on top of each other."""
+    """() bool. False where the cell needs more images than there are, atoms overlap, or a position is not finite."""
 
 
 def construct(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float, images: int) -> Constructed:
@@ -58,7 +58,7 @@ def construct(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float, image
     vector = positions.index_select(0, neighbour) - positions.index_select(0, centre) + _shifted(shift, lattice)
     overlap = (near & (distance2 < OVERLAP**2)).any()
     # Not <=: a cell without volume makes NaN of the reach.
-    valid = (reach < images + 1).all() & ~overlap
+    valid = (reach < images + 1).all() & (positions.abs() < float("inf")).all() & ~overlap
     tables = _tables(neighbour, near.sum((1, 2)), near.sum((0, 2)))
     return Constructed(torch.stack([neighbour, centre]), vector, *tables, valid)
 

@@ -38,7 +38,7 @@ def test_help_loads_nothing_heavy() -> None:
     ("arguments", "message"),
     [
         (("exprt",), "Did you mean 'export'"),
-        (("export",), "Missing argument 'checkpoint'"),
+        (("export",), "Missing argument 'source'"),
         (("export", "missing.ckpt"), "missing.ckpt does not exist; expected a checkpoint"),
         (("info", "."), ". is a folder; expected an artifact"),
         (("train", "missing.yaml", "-o", "run"), "missing.yaml does not exist; expected a recipe"),
@@ -57,7 +57,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments: tuple[str, ...], messa
 def test_unknown_back_ends_and_counts(tiny_checkpoint: Path, tiny_artifact: Path, tmp_path: Path) -> None:
     done = tfdeploy("export", tiny_checkpoint, "-o", tmp_path / "x.pt", "--to", "onxx")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "unknown back end 'onxx'; known: aoti, torchscript, eager" in done.stderr
+    assert "unknown back end 'onxx'; known: aoti, torchscript, export, onnx, onnx-positions, eager" in done.stderr
     done = tfdeploy("defect", tiny_artifact, "-o", tmp_path / "md", "--substitute", "Ge:two")
     assert "expected ELEMENT or ELEMENT:COUNT" in done.stderr
 

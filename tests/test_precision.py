@@ -119,5 +119,10 @@ def test_a_model_that_drifts_more_than_allowed_is_refused(
     with pytest.raises(UserError, match=r"drifts by .* eV/atom/ps .* --max-drift allows 1e-15"):
         export(tiny_checkpoint, tmp_path / "x.pt", ExportOptions(backends=(), max_drift=1e-15))
     assert list(tmp_path.iterdir()) == []
+    model = tiny_model()
+    cell = probe_structures(TINY.elements)["primitive cell"]
+    line = refuse_drift(Potential(model.facts(), model.run, "eager"), cell, 10.0, seconds=0.0)
+    assert line.startswith("drift at constant energy: ")
+    monkeypatch.setattr(exporting, "refuse_drift", lambda *_args: line)
     made = export(tiny_checkpoint, tmp_path / "x.pt", ExportOptions(backends=(), max_drift=10.0))
-    assert made.metadata.facts.policies[-1].startswith("drift at constant energy: ")
+    assert made.metadata.facts.policies[-1] == line

@@ -279,6 +279,20 @@ def test_a_rebuilt_export_is_bit_identical_in_numbers(
     assert {row.backend for row in after.metadata.parity} == {"torchscript", "eager"}
 
 
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="--device cuda: torch sees no GPU here"):
+        export(tmp_path / "any.ckpt", tmp_path / "x.pt", ExportOptions(device="cuda"))
+
+
+def test_an_artifact_is_a_source_on_the_command_line(scripted: Path, tmp_path: Path) -> None:
+    done = run("export", str(scripted), "--to", "eager", "-o", str(tmp_path / "bare.pt"))
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(
+        artifact.load(tmp_path / "bare.pt").evaluate(GRAPH).energies, artifact.load(scripted, "eager").evaluate(GRAPH).energies
+    )
+
+
 def test_what_an_artifact_has_decided_stays_decided(scripted: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="artifact of precision float64; export its checkpoint"):
         re_export(scripted, tmp_path / "x.pt", ExportOptions(precision="float32"))

@@ -2,6 +2,7 @@
 
 Energies of such a model jump when an atom enters or leaves the list, so that its artifacts are marked as not smooth. Where
 several neighbours share the last place all of them stay: which of them came first would depend on the order of the atoms.
+The list becomes one-sided: an atom may see another that does not see it.
 """
 
 from __future__ import annotations

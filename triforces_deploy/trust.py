@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from triforces_deploy.config import as_dict
@@ -40,8 +41,16 @@ def is_trusted(metadata: Metadata) -> bool:
 
 def remember(metadata: Metadata, name: str) -> None:
     """Put an artifact on the list, with its name and today's date for the human reader; UserError if that cannot be written."""
+    if key(metadata) in _lines():
+        return
     day = datetime.now(UTC).date().isoformat()
-    _write({**_lines(), key(metadata): f"{day} {' '.join(name.split())}"})
+    path = _folder_of(store())
+    try:
+        # One write at the end: two processes that trust something at the same time both get their line.
+        with open(path, "a", encoding="utf-8", errors="replace", opener=partial(os.open, mode=0o600)) as stream:
+            stream.write(f"{key(metadata)} {day} {' '.join(name.split())}\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; point {HOME} to a folder of yours") from error
 
 
 def forget(metadata: Metadata) -> bool:
@@ -49,7 +58,9 @@ def forget(metadata: Metadata) -> bool:
     lines = _lines()
     found = lines.pop(key(metadata), None) is not None
     if found:
-        _write(lines)
+        with replacing(store()) as temporary:
+            temporary.write_text("".join(f"{digest} {rest}\n" for digest, rest in lines.items()), encoding="utf-8")
+        store().chmod(0o600)
     return found
 
 
@@ -91,12 +102,10 @@ def _lines() -> dict[str, str]:
     return {digest: rest for digest, _, rest in pairs if digest}
 
 
-def _write(lines: dict[str, str]) -> None:
-    path = store()
+def _folder_of(path: Path) -> Path:
+    """``path``, whose folder exists now."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; point {HOME} to a folder of yours") from error
-    with replacing(path) as temporary:
-        temporary.write_text("".join(f"{digest} {rest}\n" for digest, rest in lines.items()), encoding="utf-8")
-    path.chmod(0o600)
+    return path

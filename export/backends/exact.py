@@ -29,6 +29,7 @@ REWRITES: dict[Any, Callable[..., Call]] = {
     A.div.Tensor: lambda x, c: (A.div.Tensor, (x, c)),
     A.div.Scalar: lambda x, c: (A.div.Tensor, (x, c)),
     A.pow.Tensor_Scalar: lambda x, c: (A.pow.Tensor_Tensor, (x, c)),
+    A.pow.Scalar: lambda c, x: (A.pow.Tensor_Tensor, (c, x)),
     A.ge.Scalar: lambda x, c: (A.ge.Tensor, (x, c)),
     A.gt.Scalar: lambda x, c: (A.gt.Tensor, (x, c)),
     A.le.Scalar: lambda x, c: (A.le.Tensor, (x, c)),

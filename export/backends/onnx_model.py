@@ -20,6 +20,7 @@ from triforces_deploy.payloads.onnx import TABLES
 from triforces_deploy.potential import Facts
 
 from .exact import exact_constants
+from .repeatable import REPEATABLE
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -159,7 +160,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     )
     exchange = torch.ops.triforces.exchange.default, torch.ops.triforces.exchange_adjoint.default
     ours = {A.slice_backward.default: _slice_backward, A.select_backward.default: _select_backward}
-    return {**table, **ours, **dict.fromkeys(exchange, torch.clone)}  # one rank: nothing to exchange
+    one_rank = dict.fromkeys(exchange, torch.clone)  # nothing to exchange
+    return {**table, **ours, **REPEATABLE, **one_rank}
 
 
 def _slice_backward(g: Tensor, sizes: Sequence[int], dim: int, start: int, end: int, step: int) -> Tensor:

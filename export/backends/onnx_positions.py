@@ -33,7 +33,7 @@ TEXTS = {
     "inputs": "positions (N, 3) anywhere, cell (3, 3) with lattice vectors as rows, pbc (3), numbers (N); N at least 1",
     "outputs": "energy (), energies (N), forces (N, 3), virial (3, 3), stress (3, 3), which is NaN where there is no volume",
     "frozen": "every output is NaN where the cell needs more periodic images than are frozen inside, where an element is not "
-    "among atomic_numbers, and where two atoms are closer than 0.1 Å",
+    "among atomic_numbers, where two atoms are closer than 0.1 Å, and where a position is not finite",
     "images_rule": "axis k needs floor(cutoff·|d_k| + 1/2) images, d_k the dual of lattice vector k among the periodic ones",
 }
 

@@ -74,7 +74,7 @@ def test_embeddings_are_those_of_the_model(either: Path) -> None:
 
 
 def test_the_same_bits_on_any_number_of_threads(either: Path) -> None:
-    """Large enough that ONNX Runtime shares the work; sums by scatter differ here in one run of a few."""
+    """Large enough that ONNX Runtime shares the work; sums by scatter and, in float64, exponentials differ here."""
     potential = artifact.load(either, "onnx")
     crystal = bulk("Si", "diamond", 5.43, cubic=True).repeat(4)
     crystal.symbols[::3] = "Ge"

@@ -8,7 +8,8 @@ and one measure of orthogonality. Ours are
 
 where the normalisation of f1 to f6, and f7 to f9, are our completion. They change with the choice of cell and, f1 to f3 and
 f7, with a supercell; and they make the energy depend on the cell in a way that forces between atoms do not see. So the
-encoding is for training and comparison, and export freezes it.
+encoding is for training and comparison, and export freezes it. Without a cell it is zero; a molecule in a box has one, since
+a graph does not tell in which directions it is periodic.
 """
 
 from __future__ import annotations
