@@ -20,7 +20,7 @@ from triforces_deploy.payloads.onnx import TABLES
 from triforces_deploy.potential import Facts
 
 from .exact import exact_constants
-from .repeatable import REPEATABLE
+from .repeatable import REPEATABLE, split_weights
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -85,6 +85,7 @@ def to_onnx(
             *example.values()
         )
         exact_constants(module)
+        split_weights(module)
         program = torch.export.export(module, tuple(example.values()), dynamic_shapes=dynamic)
         try:
             made = torch.onnx.export(

@@ -232,3 +232,33 @@ def test_bf16_products_are_refused(tiny_artifact: Path) -> None:
     module = make_fx(lambda *tensors: tensors[2])(*flat_inputs(graph))
     with pytest.raises(UnusableError, match="bf16"):
         lower(Captured(module, graph, ("energies",), dataclasses.replace(facts, precision="bf16"), 0.0, 0.0))
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_few_rows_and_many_threads_give_the_same_bits(precision: str) -> None:
+    """Products of the width of a real model, pieces of a weight, sums of fewer rows than threads, exponentials."""
+    dtype = PRECISIONS[precision].dtype
+    weight = torch.rand(256, 3 * 1024, generator=torch.Generator().manual_seed(0)).to(dtype) - 0.5
+
+    def wide(x: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+        first, _, third = weight.split(1024, dim=1)
+        y = torch.nn.functional.silu(x @ first) @ third.t()
+        return (gather_sum(y, table), (y.view(-1, 16, 16) * y.view(-1, 16, 16).exp()).sum(1))
+
+    x = torch.rand(7, 256, generator=torch.Generator().manual_seed(1)).to(dtype) - 0.5
+    table = padded_table(torch.tensor([0, 2, 2, 0, 2, 1, 2]), 3)
+    shapes = {"x": {0: "N"}, "table": {0: "G", 1: "A"}}
+    call = runner(to_onnx(wide, {"x": x, "table": table}, shapes, ["y", "z"]).SerializeToString(), precision)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 4, 16):
+            torch.set_num_threads(n)
+            results.append(call({"x": x.numpy(), "table": table.numpy()}, ("y", "z")))
+    finally:
+        torch.set_num_threads(threads)
+    close = {"rtol": 1e-12, "atol": 1e-12} if precision == "float64" else {"rtol": 1e-4, "atol": 1e-3}
+    for y, expected in zip(results[0], wide(x, table), strict=True):
+        torch.testing.assert_close(torch.from_numpy(y), expected, **close)
+    for other in results[1:]:
+        for y, first_y in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(y, first_y)

@@ -17,7 +17,7 @@ from torch import Tensor
 from triforces_deploy.errors import UserError
 
 VARIABLE = "TFDEPLOY_SCRATCH"
-LEAST_BYTES = 32 * 2**20
+LEAST_BYTES = 8 * 2**20
 """Smaller tensors stay in memory."""
 
 _maps: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
