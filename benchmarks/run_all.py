@@ -33,7 +33,6 @@ def main() -> None:
         f"tfdeploy --help: {help_time()}",
     ]
     for script, *arguments in (
-        ("evaluation_speed.py", str(ARTIFACT)),
         ("backends.py", "--recipe", "demo", "--atoms", "64", "1000", "--precision", "float64", "--allocator", "tuned"),
         ("lammps_parity.py", str(ARTIFACT)),
         ("interface_cost.py",),

@@ -13,6 +13,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
 from triforces_deploy import derivatives
+from triforces_deploy.allocator import keep_freed_memory
 from triforces_deploy.artifact import load
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import Graph
@@ -22,6 +23,8 @@ from triforces_deploy.potential import Potential
 
 class TriForcesCalculator(Calculator):
     """Energies, forces and stress of an exported potential.
+
+    Making one tunes the memory allocator of the process, see allocator.py.
 
     Args:
         potential: path of an artifact, or one already loaded.
@@ -38,6 +41,7 @@ class TriForcesCalculator(Calculator):
 
     def __init__(self, potential: str | Path | Potential, skin: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        keep_freed_memory()
         self.potential = potential if isinstance(potential, Potential) else load(potential)
         self._neighbours = CachedNeighbours(self.potential.facts.cutoff, skin)
 

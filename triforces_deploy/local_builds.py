@@ -71,9 +71,15 @@ def _key(artifact: Artifact, backend_name: str) -> str:
     metadata = artifact.metadata
     outputs = next(info.outputs for info in metadata.payloads if info.backend == backend_name)
     facts = {k: v for k, v in as_dict(metadata.facts).items() if k != "policies"}
-    here = [backend(backend_name).machine(), torch.__version__, __version__]
+    here = [backend(backend_name).machine(), torch.__version__, __version__, _sources()]
     parts = [backend_name, outputs, facts, as_dict(metadata.config), metadata.weights_sha256, here]
     return sha256(json.dumps(parts, sort_keys=True).encode())
+
+
+def _sources() -> str:
+    """Digest of the core's own code: an update from a repository changes models, not the version."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files))
 
 
 def _folder() -> Path:
