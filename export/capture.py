@@ -9,6 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from triforces_deploy.graph import Graph, collate
 from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
+from triforces_deploy.nn import blocks
 from triforces_deploy.payloads.base import INPUTS, OUTPUTS, flat_inputs
 from triforces_deploy.potential import Facts
 from triforces_deploy.precision import multiplying
@@ -18,26 +19,29 @@ from .liveness import bytes_per_row
 from .probes import probe_structures
 
 
-def capture(model: Model, facts: Facts, embeddings: bool = False) -> Captured:
+def capture(model: Model, facts: Facts, embeddings: bool = False, lean: bool = False) -> Captured:
     """Record one evaluation, forward and backward, for any number of atoms, edges and structures.
 
     Args:
         model: in evaluation mode, its parameters needing no gradient.
         facts: what it is, for those who lower it.
         embeddings: also return the features of each stream.
+        lean: keep nothing inside a layer for the backward pass, which computes it again: a third of the memory and half as
+            much time again, or less where arithmetic is not what takes the time.
     """
     example = example_graph(model)
     cell = torch.zeros(example.composition.shape[0], 3, 3, dtype=torch.float64)
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         graph = Graph(cell=cell, **dict(zip(INPUTS, tensors, strict=True)))
-        with multiplying(facts.precision, casting=True):
+        memory = blocks.keeping_nothing() if lean else blocks.without_budget()
+        with multiplying(facts.precision, casting=True), memory:
             return tuple(model.run(graph, embeddings))  # a plain tuple: torch.export knows no other
 
     with torch.no_grad():
         module = make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*flat_inputs(example))
     outputs = (*OUTPUTS, *(model.stream_names() if embeddings else ()))
-    return Captured(module, example, outputs, facts, *bytes_per_row(module))
+    return Captured(module, example, outputs, facts, *bytes_per_row(module), lean)
 
 
 def example_graph(model: Model) -> Graph:

@@ -45,6 +45,8 @@ class ExportOptions(PolicyOptions):
     """Compiled forms to put into the file; the eager model always is."""
     embeddings: bool = False
     """Whether compiled forms also return the features of each stream."""
+    lean: bool = False
+    """Whether compiled forms compute their layers again in the backward pass instead of keeping them."""
     native: bool = False
     """Compile for this very CPU instead of a portable instruction set."""
     device: str = "cpu"
@@ -127,7 +129,7 @@ def _compile(model: Model, facts: Facts, options: ExportOptions, report: Report)
     if not options.backends:
         return [], []
     report("capturing energy and forces")
-    captured = capture(model, facts, options.embeddings)
+    captured = capture(model, facts, options.embeddings, options.lean)
     captured = dataclasses.replace(captured, native=options.native, device=options.device, images=options.images)
     return compile_all(options.backends, captured, report)
 

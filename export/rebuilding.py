@@ -47,7 +47,9 @@ def rebuild_payload(artifact: Artifact, backend: str) -> Payload:
     """
     facts, model = artifact.metadata.facts, rebuild(artifact)
     wanted = next(info for info in artifact.metadata.payloads if info.backend == backend)
-    payload = compile_payload(backend, capture(model, facts, _has_embeddings(model, wanted.outputs)))
+    payload = compile_payload(
+        backend, capture(model, facts, _has_embeddings(model, wanted.outputs), wanted.details.get("lean", False))
+    )
     compiled = row(backend)
     candidate = Potential(
         facts, compiled.open(payload.info, payload.content), backend, payload.info.outputs, compiled.exchanges
@@ -127,7 +129,8 @@ def _refuse_decided(artifact: Artifact, options: ExportOptions, source: Path) ->
 def _captured(artifact: Artifact, model: Model, options: ExportOptions, report: Callable[[str], None]) -> Captured:
     metadata = artifact.metadata
     info = next((info for info in metadata.payloads if info.backend == "export"), None)
-    if info is not None and _has_embeddings(model, info.outputs) == options.embeddings:
+    made = (_has_embeddings(model, info.outputs), info.details.get("lean", False)) if info is not None else None
+    if info is not None and made == (options.embeddings, options.lean):
         verdict = judge(info, trust.is_trusted(metadata))
         try:
             if verdict.action == "run":
@@ -137,7 +140,7 @@ def _captured(artifact: Artifact, model: Model, options: ExportOptions, report: 
         except UnusableError as error:
             report(f"the program in the file is not used: {error}")
     report("capturing energy and forces")
-    return capture(model, metadata.facts, options.embeddings)
+    return capture(model, metadata.facts, options.embeddings, options.lean)
 
 
 def _has_embeddings(model: Model, outputs: tuple[str, ...]) -> bool:

@@ -58,6 +58,17 @@ def test_blocks_change_no_number(name: str, limit: int) -> None:
         torch.testing.assert_close(new, old, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", GRAPHS)
+def test_keeping_nothing_changes_no_number(name: str) -> None:
+    """As compiled forms are captured with --lean: whole layers, computed again for the derivative."""
+    model = tiny_model()
+    expected = model.run(GRAPHS[name], with_embeddings=True)
+    with blocks.keeping_nothing():
+        found = model.run(GRAPHS[name], with_embeddings=True)
+    for new, old in zip(found, expected, strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-12, atol=1e-13)
+
+
 def test_the_budget_decides_how_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for all, nothing is computed twice; with none, everything; and in between, something."""
     calls = []

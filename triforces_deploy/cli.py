@@ -147,6 +147,9 @@ def export(
     refit: Annotated[Path | None, typer.Option(help="Structures for fitting a sum over atoms to a mean readout.")] = None,
     to: Annotated[str, typer.Option(help="Compiled forms, comma-separated; 'eager' for none.")] = "aoti,torchscript",
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Also return the features of each stream.")] = False,
+    lean: Annotated[
+        bool, typer.Option("--lean", help="Compute layers twice instead of keeping them: less memory, more time.")
+    ] = False,
     native: Annotated[
         bool, typer.Option("--native", help="For this very CPU; refused on any that lacks its features.")
     ] = False,
@@ -172,6 +175,7 @@ def export(
         precision=precision,
         backends=backends,
         embeddings=embeddings,
+        lean=lean,
         native=native,
         device=device,
         images=images,

@@ -39,7 +39,9 @@ def captured_in(payload: Payload, example: Graph, facts: Facts) -> Captured:
     graph.set_codegen(CodeGen())  # inputs and outputs are flat, as they were at the capture
     flat = GraphModule(module, graph)
     details = payload.info.details
-    return Captured(flat, example, payload.info.outputs, facts, details["bytes_per_edge"], details["bytes_per_atom"])
+    return Captured(
+        flat, example, payload.info.outputs, facts, details["bytes_per_edge"], details["bytes_per_atom"], details["lean"]
+    )
 
 
 def lower(captured: Captured) -> Lowered:

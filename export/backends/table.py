@@ -55,6 +55,11 @@ def compile_payload(backend: str, captured: Captured) -> Payload:
         torch=torch.__version__,
         sha256=hashlib.sha256(lowered.content).hexdigest(),
         outputs=captured.outputs,
-        details={**lowered.details, "bytes_per_edge": captured.bytes_per_edge, "bytes_per_atom": captured.bytes_per_atom},
+        details={
+            **lowered.details,
+            "bytes_per_edge": captured.bytes_per_edge,
+            "bytes_per_atom": captured.bytes_per_atom,
+            "lean": captured.lean,
+        },
     )
     return Payload(info, lowered.content)

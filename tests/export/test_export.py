@@ -170,6 +170,17 @@ def test_without_a_compiler_the_portable_form_is_left(
     assert artifact.load(tmp_path / "x.pt").backend == "torchscript"
 
 
+def test_lean_forms_need_less_memory_and_give_the_same(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """By the shapes in the graph; that the numbers are the same is checked before there is a file."""
+    found = {}
+    for lean in (False, True):
+        options = ExportOptions(backends=("torchscript",), lean=lean)
+        (info,) = export(tiny_checkpoint, tmp_path / f"{lean}.pt", options).metadata.payloads
+        assert info.details["lean"] is lean
+        found[lean] = info.details["bytes_per_edge"]
+    assert found[True] < 0.6 * found[False]
+
+
 def test_embeddings_on_request(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The compiled form returns what each stream has computed, and energies and forces no different for it."""
     options = ExportOptions(backends=("torchscript",), embeddings=True)

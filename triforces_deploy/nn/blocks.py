@@ -38,6 +38,8 @@ class Budget:
     spent: int = 0
     seen: set[int] = dataclasses.field(default_factory=set)
     """Addresses of what has been counted: weights and inputs are shared by all blocks."""
+    whole: bool = False
+    """All rows are one block, of which nothing is kept; no number of rows is looked at, so that it can be captured."""
 
     def rest(self) -> int:
         return self.bytes - self.spent
@@ -50,6 +52,26 @@ _budgets: list[Budget | None] = [None]
 def using(limit: int) -> Iterator[None]:
     """Evaluate in blocks inside the ``with`` block, keeping at most ``limit`` bytes for the backward pass."""
     _budgets.append(Budget(limit))
+    try:
+        yield
+    finally:
+        _budgets.pop()
+
+
+@contextmanager
+def keeping_nothing() -> Iterator[None]:
+    """Evaluate whole inside the ``with`` block, and compute again in the backward pass whatever happened on the rows."""
+    _budgets.append(Budget(0, whole=True))
+    try:
+        yield
+    finally:
+        _budgets.pop()
+
+
+@contextmanager
+def without_budget() -> Iterator[None]:
+    """Evaluate whole inside the ``with`` block and keep everything, as if there had been no other."""
+    _budgets.append(None)
     try:
         yield
     finally:
@@ -128,6 +150,28 @@ def evaluate(function: Function, rows: Rows, tensors: Sequence[Tensor], budget: 
         budget: what may be kept.
     """
     return tuple(_Blocked.apply(function, rows, budget, *tensors))
+
+
+def evaluate_twice(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """``function(*tensors)``, differentiable once, evaluated again for its derivative instead of remembered."""
+    return tuple(_Twice.apply(function, *tensors))
+
+
+class _Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.function = function
+        ctx.save_for_backward(*tensors)
+        return function(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        wanted = ctx.needs_input_grad[1:]
+        with torch.enable_grad():
+            own = [t.detach().requires_grad_(needed) for t, needed in zip(ctx.saved_tensors, wanted, strict=True)]
+            values = ctx.function(*own)
+        found = iter(_vector_jacobian(values, [t for t in own if t.requires_grad], gradients))
+        return (None, *(next(found) if needed else None for needed in wanted))
 
 
 class _Blocked(torch.autograd.Function):

@@ -64,6 +64,8 @@ def over_edges(
     """
     neighbour, centre = edge_index.unbind(0)
     budget = blocks.active()
+    if budget is not None and budget.whole:
+        return _twice(function, edge_index, n_atoms, edges, ends)
     if budget is None:
         m = function(*edges, *_read(ends, [end.atoms for end in ends for _ in end.sides()], centre, neighbour))
         sums = [tuple(scatter_sum(t, index, n_atoms) for t in part) for part, index in ((m[1], centre), (m[2], neighbour))]
@@ -88,10 +90,30 @@ def over_atoms(function: Callable[..., Tensor], *tensors: Tensor, widest: int = 
     budget = blocks.active()
     if budget is None:
         return function(*tensors)
+    if budget.whole:
+        (result,) = blocks.evaluate_twice(lambda *t: (function(*t),), *tensors)
+        return result
     width = widest * max(t.element_size() for t in tensors)
     rows = blocks.Rows(tensors[0].shape[0], (), (None,) * len(tensors), (None,), width)
     (result,) = blocks.evaluate(lambda _, inputs: (function(*inputs),), rows, tensors, budget)
     return result
+
+
+def _twice(
+    function: Callable[..., Messages], edge_index: Tensor, n_atoms: int, edges: Sequence[Tensor], ends: Sequence[Ends]
+) -> Messages:
+    """:func:`over_edges` of all edges at once, of which nothing is kept for the derivative."""
+    counts: list[int] = []
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        own = [end._replace(atoms=atoms) for end, atoms in zip(ends, tensors[len(edges) :], strict=True)]
+        with blocks.without_budget():
+            m = over_edges(function, edge_index, n_atoms, tensors[: len(edges)], own)
+        counts[:] = [len(m.edges), len(m.edges) + len(m.to_centre)]
+        return _flat(m)
+
+    result = blocks.evaluate_twice(flat, *edges, *(end.atoms for end in ends))
+    return Messages(result[: counts[0]], result[counts[0] : counts[1]], result[counts[1] :])
 
 
 def _read(ends: Sequence[Ends], atoms: Sequence[Tensor], centre: Tensor, neighbour: Tensor) -> list[Tensor]:
