@@ -25,7 +25,7 @@ class Captured:
     bytes_per_edge: float
     """Memory that one evaluation takes, weights aside; an upper bound for forms that fuse operations."""
     bytes_per_atom: float
-    lean: bool
+    lean: bool = False
     """Whether layers are computed again in the backward pass instead of kept."""
     native: bool = False
     """Compile for this very CPU instead of a portable instruction set."""
