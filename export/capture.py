@@ -26,8 +26,8 @@ def capture(model: Model, facts: Facts, embeddings: bool = False, lean: bool = F
         model: in evaluation mode, its parameters needing no gradient.
         facts: what it is, for those who lower it.
         embeddings: also return the features of each stream.
-        lean: keep nothing inside a layer for the backward pass, which computes it again: a third of the memory and half as
-            much time again, or less where arithmetic is not what takes the time.
+        lean: keep nothing inside a layer for the backward pass, which computes it again: about two
+            thirds of the memory, a third as much time again.
     """
     example = example_graph(model)
     cell = torch.zeros(example.composition.shape[0], 3, 3, dtype=torch.float64)
