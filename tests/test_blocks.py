@@ -70,7 +70,7 @@ def test_keeping_nothing_changes_no_number(name: str) -> None:
 
 
 def test_the_budget_decides_how_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for all, nothing is computed twice; with none, everything; and in between, something."""
+    """More room, more kept, none without any; a block is recorded for its derivative once, however that is."""
     calls = []
     record = blocks._recorded
 

@@ -1,8 +1,8 @@
 """Evaluation in blocks of rows, so that memory follows what a layer keeps and not everything it computes.
 
 A function of rows (edges, or atoms) is evaluated block by block. What its derivative needs is kept as long as the budget
-lasts; blocks beyond it keep nothing and are computed again in the backward pass. Blocks are small enough to stay in the
-processor's cache, which is why even the repeated work costs little where memory traffic would have been the limit.
+lasts; blocks beyond it keep nothing and are computed again in the backward pass, which costs up to half as much arithmetic
+again. Blocks are small enough to stay in the processor's cache.
 
 Without a budget, which is how models are trained and captured, nothing here is used.
 """
