@@ -59,6 +59,8 @@ class Model(nn.Module):
         A stream that is left out is absent.
         """
         streams = {"composition": self.composition, "structure": self.structure, "interaction": self.interaction}
+        # Rounded once for all streams: their derivatives then meet in one tensor of the network's precision.
+        graph = graph._replace(edge_vector=graph.edge_vector.to(self.head.dtype))
         return {name: stream(graph) for name, stream in streams.items() if stream is not None}
 
     def forward(self, graph: Graph) -> Tensor:

@@ -65,10 +65,10 @@ class StructureStream(nn.Module):
         vector = graph.edge_vector.to(self.mixing.dtype)
         n_atoms, widest = graph.numbers.shape[0], self.config.n_channels * (self.config.l_max + 1) ** 2
         m = over_edges(self._describe, graph.edge_index, n_atoms, (vector,), widest=widest)
-        (radial, weight), (density, total) = m.edges, m.to_centre
+        edges, (density, total) = m.edges, m.to_centre
         h = over_atoms(self._project, density, *self._lattice(graph), widest=self.config.hidden)
-        for layer in self.layers:
-            h = layer(exchange(h), radial, weight, total, graph)
+        for k, layer in enumerate(self.layers, start=1):
+            h, edges = layer(exchange(h), edges, total, graph, last=k == len(self.layers))
         return h
 
     def _describe(self, vector: Tensor) -> Messages:
@@ -119,13 +119,21 @@ class _MessagePassing(nn.Module):
         self.edge = nn.Linear(n_radial, width, bias=False)
         self.out = nn.Linear(width, width)
 
-    def forward(self, h: Tensor, edge: Tensor, weight: Tensor, total: Tensor, graph: Graph) -> Tensor:
+    def forward(
+        self, h: Tensor, edges: tuple[Tensor, ...], total: Tensor, graph: Graph, last: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """New features, and, but for the last layer, the radial features and weights of the edges as they came.
+
+        The edges' tensors go from layer to layer, so that in blocks the layers' derivatives meet block by block.
+        """
+
         def on_edges(edge: Tensor, weight: Tensor, neighbour: Tensor) -> Messages:
-            return Messages(to_centre=(nn.functional.silu(neighbour + self.edge(edge)) * weight,))
+            message = nn.functional.silu(neighbour + self.edge(edge)) * weight
+            return Messages(() if last else (edge, weight), to_centre=(message,))
 
         ends = (Ends(h, at_neighbour=self.node),)
-        (summed,) = over_edges(on_edges, graph.edge_index, h.shape[0], (edge, weight), ends, widest=h.shape[1]).to_centre
-        return over_atoms(self._update, h, summed, total, widest=h.shape[1])
+        m = over_edges(on_edges, graph.edge_index, h.shape[0], edges, ends, widest=h.shape[1])
+        return over_atoms(self._update, h, *m.to_centre, total, widest=h.shape[1]), m.edges
 
     def _update(self, h: Tensor, summed: Tensor, total: Tensor) -> Tensor:
         message = nn.functional.linear(summed, self.out.weight) + self.out.bias * total
