@@ -31,6 +31,9 @@ def lower(captured: Captured) -> Lowered:
         raise UnusableError(f"no C++ compiler ({COMPILER}) on the path; install one, e.g. `apt install {COMPILER}`")
     made_for = target(captured.native, captured.device)
     options: dict[str, Any] = dict(PORTABLE_X86) if made_for.endswith("-v3") else {}
+    # Reordered for its peak of memory, the graph of a lean form gives wrong forces (torch 2.13): a buffer is written again
+    # before its last reader.
+    options |= {"reorder_for_peak_memory": False} if captured.lean else {}
     details = {FLAGS: native_flags()} if made_for.endswith("-native") else {}
     threads = torch.get_num_threads()
     # With several threads Inductor would write parallel loops of atomic additions, which are slower here and, worse,
