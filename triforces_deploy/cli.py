@@ -317,18 +317,19 @@ def run(
     launcher: Annotated[str | None, typer.Option(help="In place of 'mpirun -np', e.g. 'srun -n'.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start from the beginning; what there is is replaced.")] = False,
     slurm: Annotated[Path | None, typer.Option(help="With --campaign: write a job array to this file and run nothing.")] = None,
+    job: Annotated[int | None, typer.Option(help="With --campaign: run only this job, counted from 0.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run LAMMPS and watch it; after a kill, the same command goes on. Other options go to LAMMPS, e.g. -v temperature 600."""
-    from triforces_deploy.running.command import run_command
+    from triforces_deploy.running.command import run_campaign, run_input
     from triforces_deploy.running.run import Options
 
     options = Options(ranks, lmp, launcher, tuple(context.args), fresh)
-    code, message, tables, data = run_command(script, options, as_json)
-    _print(tables, data, as_json)
-    if code:
-        print(f"tfdeploy: {message}", file=sys.stderr)
-        raise typer.Exit(code)
+    shown = run_campaign(campaign, options, slurm, job, as_json) if campaign else run_input(script, options, as_json)
+    _print(shown.tables, shown.data, as_json)
+    if shown.code:
+        print(f"tfdeploy: {shown.message}", file=sys.stderr)
+        raise typer.Exit(shown.code)
 
 
 @app.command()

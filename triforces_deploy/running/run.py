@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from triforces_deploy.errors import UserError
+from triforces_deploy.files import existing
 from triforces_deploy.pictures import thermo
 from triforces_deploy.running import state as states
 from triforces_deploy.running.logs import Follower, Table, read_log, splice
 from triforces_deploy.running.processes import Processes, program
 from triforces_deploy.running.progress import Display
-from triforces_deploy.running.resume import begin, parts
 from triforces_deploy.running.restarts import Note
+from triforces_deploy.running.resume import begin, parts
 from triforces_deploy.running.script import Script, read_script
 from triforces_deploy.running.state import Start, State
 from triforces_deploy.running.summary import PICOSECONDS, Summary, summarise
@@ -50,11 +51,16 @@ class Options:
                 given[words[k + 1]] = words[k + 2]
         return given
 
-    def command(self, script: Script, log: Path, resume: bool) -> list[str]:
+    def program(self) -> str:
+        """The LAMMPS program; UserError if there is none."""
+        if self.lmp is None or "/" not in self.lmp:
+            return program(self.lmp or "lmp", "--lmp")
+        return str(existing(Path(self.lmp), "the LAMMPS program").absolute())
+
+    def command(self, lmp: str, script: Script, log: Path, resume: bool) -> list[str]:
         """What is started, in the folder of the input."""
-        lmp = self.lmp or program("lmp", "--lmp")
         launch = self.launcher.split() if self.launcher else [program("mpirun", "--launcher"), "-np"] if self.ranks > 1 else []
-        going_on = ["-v", "resume", "1"] if resume else []
+        going_on = ["-v", "resume", script.resume] if resume else []
         before = [*launch, str(self.ranks)] if launch else []
         return [*before, lmp, "-in", script.path.name, "-log", str(log), *going_on, *self.arguments]
 
@@ -97,23 +103,22 @@ def run(path: Path, options: Options, *, progress: bool = True) -> Outcome:
 def _start(
     script: Script, state: State | None, options: Options, lock: int, asked: Sequence[int], progress: bool
 ) -> tuple[State, Ending]:
-    if options.lmp is not None and not Path(options.lmp).is_file() and "/" in options.lmp:
-        raise UserError(f"--lmp: {options.lmp} does not exist; expected the LAMMPS program")
+    lmp = options.program()
     beginning = begin(script, state)
     number = len(beginning.state.starts) + 1
-    log, began = script.file(f"log.{number}"), time.monotonic()
+    log = script.file(f"log.{number}")
     start = Start(number, beginning.step, states.boot_id(), options.ranks)
     book = _Book(
         script, dataclasses.replace(states.fresh(script), starts=(*beginning.state.starts, start), notes=beginning.state.notes)
     )
-    command = options.command(script, log, beginning.step is not None)
+    command = options.command(lmp, script, log, beginning.step is not None)
     with Display(script, progress) as display:
         for line in beginning.remarks:
             display.say(line)
         book.write()
-        processes = Processes(command, script.path.parent, script.file("screen"), lock, options.lmp or "lmp")
+        processes = Processes(command, script.path.parent, script.file("screen"), lock, lmp)
         ending = watch(processes, Follower(log), Restarts(script, log, book.note), display.update, asked)
-    book.end(time.monotonic() - began, ending)
+    book.end(ending)
     splice(parts(script, book.state), script.file("log"))
     return book.state, ending
 
@@ -122,20 +127,21 @@ class _Book:
     """Keeps the file of the state up to date."""
 
     def __init__(self, script: Script, state: State) -> None:
-        self.script, self.state = script, state
+        self.script, self.state, self.began = script, state, time.monotonic()
 
     def write(self) -> None:
+        *before, last = self.state.starts
+        starts = (*before, dataclasses.replace(last, seconds=time.monotonic() - self.began))
+        self.state = dataclasses.replace(self.state, starts=starts)
         states.save(self.script, self.state)
 
     def note(self, note: Note) -> None:
         self.state = self.state.with_note(note)
         self.write()
 
-    def end(self, seconds: float, ending: Ending) -> None:
-        *before, last = self.state.starts
-        starts = (*before, dataclasses.replace(last, seconds=seconds))
+    def end(self, ending: Ending) -> None:
         done = ending.code == 0 and ending.signal is None
-        self.state = dataclasses.replace(self.state, starts=starts, done=done, message=ending.error)
+        self.state = dataclasses.replace(self.state, done=done, message=ending.error)
         self.write()
 
 

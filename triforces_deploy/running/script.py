@@ -48,8 +48,14 @@ class Script:
 
     @property
     def good_restart(self) -> Path:
-        """Where the input expects the restart to go on from."""
+        """Where the restart to go on from is put."""
         return self.file("restart")
+
+    @property
+    def resume(self) -> str:
+        """The same as LAMMPS is told, which cannot read a name with blanks."""
+        path, folder = self.good_restart, self.path.parent
+        return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
     def file(self, end: str) -> Path:
         """A file of this run."""
@@ -174,7 +180,9 @@ class _Reader:
 
     def _reasons(self) -> Iterator[str]:
         if "resume" not in self.variables:
-            yield "it does not say `variable resume index 0`; see the input that `tfdeploy defect` writes"
+            yield "it has no `variable resume index none`; see the input that `tfdeploy defect` writes"
+        if " " in self.variables.get("name", ""):
+            yield "LAMMPS cannot read a restart whose name holds blanks; choose another variable name"
         if len(self.restarts) != 3 or "$" in " ".join(self.restarts) or "*" in " ".join(self.restarts):
             yield "it needs `restart N FILE.a FILE.b` with names made of index variables"
         if not self.flushed:
@@ -186,7 +194,7 @@ class _Reader:
             elif not (_number(words[3]) or 0) or "$" in name:
                 yield f"line {number}: dump {words[0]} needs a fixed interval and a name made of index variables"
             elif words[0] not in self.appended and "*" not in name:
-                yield f"line {number}: dump {words[0]} needs `dump_modify {words[0]} append yes` where resume is 1"
+                yield f"line {number}: dump {words[0]} needs `dump_modify {words[0]} append yes` where it goes on"
         yield from self.obstacles
 
 

@@ -34,7 +34,7 @@ class Summary:
     temperature_sd: float | None
     """K; standard deviation over the same lines."""
     drift: float | None
-    """meV/atom/ps; slope of the conserved energy over the last run of the input: of Econserve if it is a column, else of TotEng."""
+    """meV/atom/ps; slope of the conserved energy over the last run: of Econserve if it is a column, else of TotEng."""
     warnings: int
     warning: str
     """The most frequent one."""
