@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.lammps.harness import QUIET
 from tests.running.faults import Started
 from tests.running.small import write_case
 from triforces_deploy.running.run import Options, run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quiet_ranks() -> Iterator[None]:
+    """As the other tests of LAMMPS have it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.delenv(name, raising=False) if value is None else patch.setenv(name, value)
+        yield
+
+
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(quiet_ranks: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing has interrupted."""
     folder = tmp_path_factory.mktemp("reference")
     outcome = run(write_case(folder), Options(), progress=False)
@@ -22,7 +33,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(quiet_ranks: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was killed at step 1500, with everything that belonged to it."""
     folder = tmp_path_factory.mktemp("killed")
     write_case(folder)

@@ -16,7 +16,7 @@ TFDEPLOY = str(Path(sys.executable).with_name("tfdeploy"))
 
 
 class Started:
-    """``tfdeploy run in.md`` in a folder, once LAMMPS has come to the pause."""
+    """``tfdeploy run in.md`` in a folder, once LAMMPS has come to the pause and its restarts are noted."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
@@ -31,7 +31,8 @@ class Started:
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
         )
         limit = time.monotonic() + 60
-        while not (folder / "paused").exists():
+        noted = folder / "md.run.json"
+        while not (folder / "paused").exists() or '"step": 1200' not in noted.read_text():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < limit
             time.sleep(0.05)

@@ -67,7 +67,7 @@ def test_one_rank_killed(which: str, tmp_path: Path) -> None:
     os.kill((programs if which == "program" else scripts)[-1], signal.SIGKILL)
     code, err = started.end()
     assert code == 1
-    (line,) = err.splitlines()
+    line = err.splitlines()[-1]
     assert re.fullmatch(r"tfdeploy: .*(killed|SIGKILL).*; the same command goes on from step 1200", line), line
     assert go(tmp_path, ranks=2).code == 0
     steps = [row[0] for row in thermo(tmp_path / "md.log")]
@@ -167,6 +167,16 @@ def test_killed_before_the_first_restart(tmp_path: Path, reference: Path, half: 
     state.write_text(re.sub(r'"notes": \[.*?\]', '"notes": []', state.read_text(), flags=re.DOTALL))
     assert go(half).summary.starts == 1
     same(half, reference)
+
+
+def test_a_run_of_lammps_alone_is_not_replaced(half: Path) -> None:
+    (half / "md.run.json").unlink()
+    before = {path.name: path.read_bytes() for path in half.iterdir() if path.suffix != ".lock"}
+    with pytest.raises(
+        UserError, match=r"md\.restart\.a is of a run that was not started by .*-var resume md\.restart\.a.*--fresh"
+    ):
+        go(half)
+    assert {path.name: path.read_bytes() for path in half.iterdir() if path.suffix != ".lock"} == before
 
 
 def test_two_at_a_time(tmp_path: Path) -> None:

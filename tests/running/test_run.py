@@ -99,6 +99,7 @@ def test_other_variables_need_another_name(tmp_path: Path) -> None:
         (("-v", "n", "3", "in.melt"), "name the LAMMPS input first"),
         (("in.melt", "-log", "x"), "-log cannot be given here"),
         (("in.melt", "-v", "n"), "-v needs a name and a value"),
+        (("in.melt", "-v", "resume", "x"), "leave out -v resume"),
         (("in.melt", "--lmp", "./none"), "none does not exist; expected the LAMMPS program"),
         (("in.melt", "--launcher", "no-such-launcher -n"), "cannot start no-such-launcher: No such file or directory"),
         (("in.melt", "--ranks", "0"), "Invalid value for '--ranks'"),

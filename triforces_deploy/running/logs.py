@@ -43,6 +43,8 @@ class LogReader:
     atoms: int | None = None
     open: bool = False
     """Inside a table."""
+    complete: bool = False
+    """LAMMPS has come to the end of its input."""
 
     def feed(self, line: str) -> bool:
         """Read a line; returns whether it was one of a table."""
@@ -63,6 +65,8 @@ class LogReader:
             self.warnings[text] = self.warnings.get(text, 0) + 1
         elif line.startswith("ERROR"):
             self.errors.append(plain(line))
+        elif line.startswith("Total wall time"):
+            self.complete = True
         elif len(words) == 2 and words[1] == "atoms" and words[0].isdecimal():
             self.atoms = int(words[0])
         return False

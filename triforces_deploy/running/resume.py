@@ -24,21 +24,23 @@ class Beginning:
     """What the user should know, one line each."""
 
 
-def begin(script: Script, state: State | None) -> Beginning:
+def begin(script: Script, state: State | None, fresh_start: bool) -> Beginning:
     """Prepare the files for the next start.
 
-    Without a state to go on from, what an earlier run has left is taken away. Otherwise the newest restart is put in place
-    that is whole and that log and dumps reach up to, and the dumps are cut there. Killed in the middle of this, the next
-    call does the rest.
+    For a fresh start, what an earlier run has left is taken away. Otherwise the newest restart is put in place that is whole
+    and that log and dumps reach up to, and the dumps are cut there. Killed in the middle of this, the next call does the rest.
 
     Raises:
-        UserError: there were restarts, and none can be used.
+        UserError: there were restarts, and none can be used; or nothing is known of the run that wrote them.
     """
     if script.obstacles:
         more = f" (and {len(script.obstacles) - 1} more)" if len(script.obstacles) > 1 else ""
         line = f"note: {script.path.name} cannot go on after a kill: {script.obstacles[0]}{more}"
         return Beginning(_cleared(script), None, (line,))
+    if fresh_start:
+        return Beginning(_cleared(script), None)
     if state is None:
+        _refuse_unknown(script)
         return Beginning(_cleared(script), None)
     splice(parts(script, state), script.file("log"))
     restart, refused = _choose(script, state)
@@ -90,12 +92,24 @@ def _gap(script: Script, step: int) -> str | None:
     return next((gap for dump in script.dumps if (gap := dumps.missing(dump, step))), None)
 
 
+def _refuse_unknown(script: Script) -> None:
+    """What LAMMPS by itself has begun may be the work of a week; log and dumps cannot be matched to its restarts."""
+    found = next((path for path in script.restarts if path.is_file()), None)
+    if found is not None:
+        raise UserError(
+            f"{found} is of a run that was not started by `tfdeploy run`; go on with it by `lmp -in {script.path.name} "
+            f"-var resume {found.name}`, choose another name (-v name OTHER), or replace it with --fresh"
+        )
+
+
 def _cleared(script: Script) -> State:
-    """Take away what an earlier run has left under this name."""
-    for dump in script.dumps if not script.obstacles else ():
-        dumps.remove(dump)
-    ours = [script.file(end) for end in ("log", "restart", "run.json")]
+    """Take away what an earlier run has left under this name; of an input that is not understood, only what is ours."""
     logs = script.prefix.parent.glob(f"{script.prefix.name}.log.*")
-    for path in (*ours, *(p for p in logs if p.suffix[1:].isdecimal()), *script.restarts):
+    ours = [script.file(end) for end in ("log", "run.json")] + [p for p in logs if p.suffix[1:].isdecimal()]
+    if not script.obstacles:
+        ours += [*script.restarts, script.good_restart]
+        for dump in script.dumps:
+            dumps.remove(dump)
+    for path in ours:
         path.unlink(missing_ok=True)
     return fresh(script)

@@ -49,6 +49,8 @@ class Options:
                 if len(words) < k + 3:
                     raise UserError(f"{word} needs a name and a value, e.g. -v temperature 300")
                 given[words[k + 1]] = words[k + 2]
+        if "resume" in given:
+            raise UserError("leave out -v resume: `tfdeploy run` finds the restart itself")
         return given
 
     def program(self) -> str:
@@ -104,7 +106,7 @@ def _start(
     script: Script, state: State | None, options: Options, lock: int, asked: Sequence[int], progress: bool
 ) -> tuple[State, Ending]:
     lmp = options.program()
-    beginning = begin(script, state)
+    beginning = begin(script, state, options.fresh)
     number = len(beginning.state.starts) + 1
     log = script.file(f"log.{number}")
     start = Start(number, beginning.step, states.boot_id(), options.ranks)

@@ -1,4 +1,14 @@
-"""What a LAMMPS input says about its own output: enough to watch a run, and to go on with it after a kill."""
+"""What a LAMMPS input says about its own output: enough to watch a run, and to go on with it after a kill.
+
+Any input can be watched. One that shall go on after a kill needs what ``tfdeploy defect`` writes:
+
+- ``variable name index …``, the prefix of every output file, and ``variable resume index none``; where that names a file,
+  the input reads this restart in place of its data and leaves out minimisation and initial velocities;
+- after them, ``restart N FILE.a FILE.b``, and a first restart written to ``FILE.b``;
+- phases that end at absolute steps, each in an ``if "$(step) <= END" then …  "run END upto" …``: a restart from the very end
+  of a phase then prints that step as the undisturbed run does;
+- ``thermo_modify flush yes``, and dumps as text, with ``append yes`` where the run goes on.
+"""
 
 from __future__ import annotations
 

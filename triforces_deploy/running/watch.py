@@ -65,7 +65,7 @@ def watch(
             log = follower.poll()
             show(log)
             restarts.look()
-            lost = processes.lost()
+            lost = None if log.complete else processes.lost()  # at the end, one rank leaves before the other
             if log.errors:
                 failed = failed or now
                 if now - failed > LAST_WORDS:
