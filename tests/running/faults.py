@@ -30,7 +30,7 @@ class Started:
             text=True,
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
         )
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 200
         noted = folder / "md.run.json"
         while not (folder / "paused").exists() or '"step": 1200' not in noted.read_text():
             assert self.process.poll() is None, self.process.communicate()
@@ -59,7 +59,7 @@ class Started:
     def end(self) -> tuple[int, str]:
         """Exit code and what stood on standard error; whatever happens, all of it ends."""
         try:
-            _, err = self.process.communicate(timeout=30)
+            _, err = self.process.communicate(timeout=60)
         finally:
             limit = time.monotonic() + 3
             while (left := self.pids()) and time.monotonic() < limit:

@@ -26,7 +26,7 @@ JOBS = [f"temperature{t}-seed{s}" for t in (100, 200) for s in (1, 2)]
 
 def tfdeploy(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [TFDEPLOY, "run", "--campaign", "sweep.yaml", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250, check=False)
 
 
 def write_campaign(folder: Path) -> None:
@@ -45,12 +45,13 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path: Path) -> None:
     write_campaign(tmp_path)
     (tmp_path / "pause").touch()
     process = subprocess.Popen([TFDEPLOY, "run", "--campaign", "sweep.yaml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     logs = [tmp_path / "sweep" / job / "run.log.1" for job in JOBS[:2]]
     while not all(log.is_file() and "shell sh pause.sh" in log.read_text() for log in logs) and time.monotonic() < limit:
         time.sleep(0.1)
+    assert process.poll() is None
     os.kill(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=100)
     assert process.returncode == 143
     assert "4 jobs, 0 done already, 2 at a time" in err
     assert "tfdeploy: 4 of 4 jobs are not done; the same command goes on with them" in err
@@ -67,7 +68,8 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path: Path) -> None:
         assert row["starts"] == ("2" if job in JOBS[:2] else "1")
         last = thermo(tmp_path / "sweep" / job / "run.log")[-3:]
         assert float(row["mean PotEng"]) == pytest.approx(sum(line[3] for line in last) / 3)
-        assert row["temperature"] == row["mean Temp"]
+        assert row["mean_temperature"] == row["mean Temp"]
+        assert row["temperature"] == job.split("-")[0].removeprefix("temperature")
     page = (tmp_path / "sweep" / "campaign.html").read_text()
     assert page.count("data:image/png") == 4
     again = tfdeploy(tmp_path, "--json")
@@ -93,7 +95,7 @@ def test_the_script_of_a_job_array_runs_one_job(tmp_path: Path) -> None:
     assert "#SBATCH --array=0-3\n" in text
     environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "2"}
     done = subprocess.run(
-        ["bash", "array.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        ["bash", "array.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250, check=False
     )
     assert done.returncode == 0, done.stderr
     assert [p.name for p in (tmp_path / "sweep").iterdir()] == [JOBS[2]]
@@ -106,6 +108,7 @@ def test_the_script_of_a_job_array_runs_one_job(tmp_path: Path) -> None:
         ("sweep: {}\n", "missing key 'inputs'"),
         (FILE.replace("seed", "sed"), "in.md has no `variable sed index …`; did you mean 'seed'?"),
         (FILE.replace("[1, 2]", "1"), "sweep.seed: expected a list of values, e.g. [300, 600]"),
+        (FILE.replace("seed", "step"), "sweep.step: the table has a column of this name"),
         (FILE.replace("in.md", "in.none"), "in.none does not exist; expected a LAMMPS input"),
         (FILE.replace("[in.md]", "[in.md, in.md]"), "two jobs are called"),
         (FILE.replace("[in.md]", "[]"), "no jobs"),

@@ -139,7 +139,7 @@ def test_figures_of_a_log(tmp_path: Path) -> None:
     summary = summarise(logs.read_log(tmp_path / "log"), "x", "metal", True, 1, 9.0)
     assert summary.drift == pytest.approx(0.002 * 1000 / 4, rel=1e-6)
     assert summary.ns_per_day == pytest.approx(0.09e-3 / 8.64 * 86400)
-    assert (summary.temperature, summary.temperature_sd) == (310, 10)
+    assert (summary.mean_temperature, summary.sd_temperature) == (310, 10)
     assert (summary.step, summary.atoms, summary.warnings, summary.warning) == (90, 4, 2, "odd")
     lj = summarise(logs.read_log(tmp_path / "log"), "x", "lj", True, 1, 9.0)
     assert (lj.drift, lj.ns_per_day) == (None, None)

@@ -30,7 +30,7 @@ run {steps}
 
 
 def tfdeploy(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([TFDEPLOY, "run", *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([TFDEPLOY, "run", *arguments], cwd=folder, capture_output=True, text=True, timeout=250, check=False)
 
 
 def test_any_input_runs(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from triforces_deploy.running import state as states
 from triforces_deploy.running.processes import program
 from triforces_deploy.running.run import Options
 from triforces_deploy.running.script import Script, read_script
+from triforces_deploy.running.summary import Summary
 
 LOOK = 0.1
 """Seconds between two looks at the jobs."""
@@ -105,7 +106,10 @@ def _values(path: Path, name: str, value: object) -> list[str]:
 
 def _check(path: Path, script: str, job: Job) -> None:
     known = job.script.variables
+    columns = ("job", "status", "message", *(field.name for field in dataclasses.fields(Summary)))
     for name in (*job.variables, "name"):
+        if name in columns and name in job.variables:
+            raise UserError(f"{path}: sweep.{name}: the table has a column of this name; call the variable otherwise")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""

@@ -70,7 +70,7 @@ def run_campaign(path: Path, options: Options, slurm: Path | None, number: int |
 def summary_table(summary: Summary, picture: Path | None) -> Table:
     """A run in two columns."""
     table = Table(title=f"{summary.name}: {'done' if summary.done else 'not done'}", show_header=False, title_justify="left")
-    temperature = f"{_number(summary.temperature, '.1f')} ± {_number(summary.temperature_sd, '.1f')} K"
+    temperature = f"{_number(summary.mean_temperature, '.1f')} ± {_number(summary.sd_temperature, '.1f')} K"
     rows: Sequence[tuple[str, str]] = (
         ("steps", _number(summary.step, "d")),
         ("atoms", _number(summary.atoms, "d")),
@@ -89,10 +89,10 @@ def summary_table(summary: Summary, picture: Path | None) -> Table:
 def campaign_table(rows: Sequence[dict[str, Any]], variables: Sequence[str], out: Path) -> Table:
     """A line for each job."""
     table = Table(title=f"{out}: table.csv, campaign.html", title_justify="left")
-    for heading in ("job", *variables, "status", "steps", "ns/day", "T, K", "drift, meV/atom/ps", "remark"):
+    for heading in ("job", *variables, "status", "steps", "ns/day", "mean T, K", "drift, meV/atom/ps", "remark"):
         table.add_column(heading)
     for row in rows:
-        figures = (_number(row["step"], "d"), _number(row["ns_per_day"], ".3g"), _number(row["temperature"], ".1f"))
+        figures = (_number(row["step"], "d"), _number(row["ns_per_day"], ".3g"), _number(row["mean_temperature"], ".1f"))
         cells = (row["job"], *(row[name] for name in variables), row["status"], *figures, _number(row["drift"], ".2g"))
         table.add_row(*cells, row["message"])
     return table

@@ -21,7 +21,7 @@ from triforces_deploy.tables import record
 
 PICTURES = 24
 """Of so many jobs at most the page holds pictures; they lie in the folders of the jobs anyway."""
-SHOWN = ("job", "status", "step", "ns_per_day", "temperature", "drift", "message")
+SHOWN = ("job", "status", "step", "ns_per_day", "mean_temperature", "drift", "message")
 
 
 def gather(jobs: Sequence[Job], out: Path) -> list[dict[str, Any]]:

@@ -73,7 +73,10 @@ class Processes:
 
     def lost(self) -> int | None:
         """Process id of a rank that has gone while others have not; call it about once a second."""
-        here = {pid for pid in self._members() if _name(pid) == self._name}
+        names = {pid: _name(pid) for pid in self._members()}
+        here = {pid for pid, name in names.items() if name == self._name}
+        for pid in names.keys() - here:  # a program that a rank has started; it bore the rank's name for a moment
+            self._seen.pop(pid, None)
         for pid in here:
             self._seen[pid] = self._seen.get(pid, 0) + 1
             self._gone.pop(pid, None)

@@ -29,9 +29,9 @@ class Summary:
     """Of all starts together, with their set-up."""
     ns_per_day: float | None
     """Of the loops alone."""
-    temperature: float | None
+    mean_temperature: float | None
     """K; mean over the last run of the input."""
-    temperature_sd: float | None
+    sd_temperature: float | None
     """K; standard deviation over the same lines."""
     drift: float | None
     """meV/atom/ps; slope of the conserved energy over the last run: of Econserve if it is a column, else of TotEng."""
@@ -52,8 +52,8 @@ def summarise(log: LogReader, name: str, units: str, done: bool, starts: int, wa
         starts=starts,
         wall_s=round(wall_s, 2),
         ns_per_day=ns_per_day(log.tables, units),
-        temperature=float(temperature.mean()) if temperature.size else None,
-        temperature_sd=float(temperature.std()) if temperature.size else None,
+        mean_temperature=float(temperature.mean()) if temperature.size else None,
+        sd_temperature=float(temperature.std()) if temperature.size else None,
         drift=energy_drift(last, units, log.atoms) if last else None,
         warnings=sum(log.warnings.values()),
         warning=max(log.warnings, key=lambda text: log.warnings[text], default=""),
