@@ -89,8 +89,9 @@ def _error(code: int | None, lost: int | None, screen: Path, logged: Sequence[st
         return errors[-1]
     if lost is not None:
         return f"a rank (process {lost}) was killed from outside; did the memory run out?"
-    signal = next((s for s in signals.Signals if code in (-s, 128 + s)), signals.SIGKILL if code == 9 else None)
-    if signal is not None:  # MPICH's launcher ends with the bare number
+    # A shell adds 128, LAMMPS' own command subtracts from 256, and MPICH's launcher ends with the bare number.
+    signal = next((s for s in signals.Signals if code in (-s, 128 + s, 256 - s)), signals.SIGKILL if code == 9 else None)
+    if signal is not None:
         return f"LAMMPS was ended by {signal.name}" + ("; did the memory run out?" if signal == signals.SIGKILL else "")
     return f"LAMMPS ended with code {code}" + (f": {lines[-1].strip()}" if lines else "")
 
