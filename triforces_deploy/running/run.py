@@ -151,7 +151,7 @@ def _outcome(script: Script, state: State, ending: Ending) -> Outcome:
     log = read_log(script.file("log"))
     seconds = sum(start.seconds for start in state.starts)
     summary = summarise(log, script.prefix.name, script.units, state.done, len(state.starts), seconds)
-    picture = _picture(log.tables, script)
+    picture = None if ending.signal else _picture(log.tables, script)  # whoever stops a run does not wait for pictures
     step = max((note.step for note in state.notes), default=None)
     if ending.signal is None and not ending.error:
         return Outcome(0, "", summary, picture)
