@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, cast
 
 import lightning
@@ -20,6 +19,7 @@ import torch
 from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
+from triforces_deploy.stopping import SIGNALS, watched_signals
 from triforces_deploy.training.data import Data, fit_references, fit_scale, load
 from triforces_deploy.training.fit import Fit, Stopped, Watcher
 from triforces_deploy.training.objective import Losses, Metrics
@@ -80,7 +80,7 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
     folder = RunFolder(out)
     state = folder.load_state(plan, found) if resume else None
     recorder = _Recorder(folder, plan, found, Bar(plan.trainer.steps, progress))
-    with _watched_signals() as asked:
+    with watched_signals() as asked:
         fit = Fit(_new_model(plan, found), plan, found, recorder, lambda: asked[0] if asked else None)
         recorder.fit = fit
         if state is None:
@@ -214,13 +214,6 @@ class _Recorder(Watcher):
         self.bar.validated(step, metrics)
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class _Impatient(BaseException):
-    """A second ^C or SIGTERM. Lightning would turn a KeyboardInterrupt into exit code 1."""
-
-
 class _OwnSignals(lightning.Callback):
     """Takes signals back from Lightning, which at SIGTERM would leave a validation half way, with nothing saved."""
 
@@ -232,29 +225,6 @@ class _OwnSignals(lightning.Callback):
         if threading.current_thread() is threading.main_thread():
             for number, handler in self.handlers.items():
                 signal.signal(number, handler)
-
-
-@contextmanager
-def _watched_signals() -> Iterator[list[int]]:
-    """Note the first ^C or SIGTERM in the list instead of dying of it; a second one interrupts at once."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def note(number: int, _: FrameType | None) -> None:
-        if asked:
-            raise _Impatient
-        asked.append(number)
-
-    before = {number: signal.signal(number, note) for number in SIGNALS}
-    try:
-        yield asked
-    except _Impatient:
-        raise KeyboardInterrupt from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -307,6 +307,31 @@ def defect(
     print(f"{path}: {len(cell)} atoms, {cell.info['defects']}. Run it: cd {out} && lmp -in {path.name}")
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    script: Annotated[Path | None, typer.Argument(help="LAMMPS input; it runs in the folder of this file.")] = None,
+    campaign: Annotated[Path | None, typer.Option(help="YAML of a sweep, instead of one input.")] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="MPI ranks.")] = 1,
+    lmp: Annotated[str | None, typer.Option(help="LAMMPS program; default: the one installed here.")] = None,
+    launcher: Annotated[str | None, typer.Option(help="In place of 'mpirun -np', e.g. 'srun -n'.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start from the beginning; what there is is replaced.")] = False,
+    slurm: Annotated[Path | None, typer.Option(help="With --campaign: write a job array to this file and run nothing.")] = None,
+    job: Annotated[int | None, typer.Option(help="With --campaign: run only this job, counted from 0.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run LAMMPS and watch it; after a kill, the same command goes on. Other options go to LAMMPS, e.g. -v temperature 600."""
+    from triforces_deploy.running.command import run_campaign, run_input
+    from triforces_deploy.running.run import Options
+
+    options = Options(ranks, lmp, launcher, tuple(context.args), fresh)
+    shown = run_campaign(campaign, options, slurm, job, as_json) if campaign else run_input(script, options, as_json)
+    _print(shown.tables, shown.data, as_json)
+    if shown.code:
+        print(f"tfdeploy: {shown.message}", file=sys.stderr)
+        raise typer.Exit(shown.code)
+
+
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder that examples/01_demo.sh has filled.")],

@@ -94,6 +94,24 @@ def curves(
     return _save(figure, out)
 
 
+def thermo(x: Sequence[float], panels: Mapping[str, Sequence[float]], label: str, out: Path) -> Path:
+    """Quantities of a simulation over one axis, one panel each.
+
+    Args:
+        x: (M,).
+        panels: quantity → (M,).
+        label: of the axis.
+        out: PNG.
+    """
+    figure = _figure(7, 1.9 * len(panels) + 0.6)
+    for k, (name, y) in enumerate(panels.items()):
+        axes = figure.add_subplot(len(panels), 1, k + 1)
+        axes.plot(x, y, lw=1.0, color=(INK, ACCENT, OTHER)[k % 3])
+        axes.set_ylabel(name)
+    figure.axes[-1].set_xlabel(label)
+    return _save(figure, out)
+
+
 def defect(data: Path, out: Path, bond: float = 2.85) -> Path:
     """A relaxed supercell with its defects made visible: atoms without four neighbours within ``bond`` Å, and guests.
 

@@ -8,16 +8,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.table import Table
 
-from triforces_deploy.artifact import Artifact, Metadata, Parity
-from triforces_deploy.certificate import Certificate, subject
-from triforces_deploy.payloads.base import PayloadInfo
-from triforces_deploy.trust import is_trusted
-from triforces_deploy.verdicts import judge
+if TYPE_CHECKING:  # commands that print other things do without torch
+    from triforces_deploy.artifact import Artifact, Metadata, Parity
+    from triforces_deploy.certificate import Certificate
+    from triforces_deploy.payloads.base import PayloadInfo
 
 
 def console() -> Console:
@@ -87,6 +86,8 @@ def certificate_tables(certificate: Certificate, path: Path) -> list[Table]:
 
 def artifact_tables(artifact: Artifact, path: Path) -> list[Table]:
     """What `tfdeploy info` prints."""
+    from triforces_deploy.trust import is_trusted
+
     m = artifact.metadata
     trusted = is_trusted(m)
     table = Table(title=str(path), show_header=False, title_justify="left")
@@ -112,6 +113,8 @@ def artifact_tables(artifact: Artifact, path: Path) -> list[Table]:
 
 
 def _payload(info: PayloadInfo, trusted: bool) -> str:
+    from triforces_deploy.verdicts import judge
+
     verdict = judge(info, trusted)
     says = {"run": "runs here", "rebuild": "rebuilt here at the first use", "leave out": "does not run here"}
     why = f": {verdict.reason}" if verdict.reason else ""
@@ -119,6 +122,8 @@ def _payload(info: PayloadInfo, trusted: bool) -> str:
 
 
 def _certificate(metadata: Metadata) -> str:
+    from triforces_deploy.certificate import subject
+
     found = metadata.certificate
     if found is None:
         return "none; `tfdeploy certify` makes one"
