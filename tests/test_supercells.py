@@ -17,8 +17,9 @@ from ase.io.lammpsdata import read_lammps_data
 from ase.neighborlist import neighbor_list
 
 from triforces_deploy.defects.building import Supercell, composition, defective, labels
-from triforces_deploy.defects.crystals import best_shape, crystal_of, supercell_of
+from triforces_deploy.defects.crystals import best_shape, supercell_of
 from triforces_deploy.defects.holes import holes
+from triforces_deploy.defects.hosts import crystal_of
 from triforces_deploy.defects.placing import check_distances
 from triforces_deploy.defects.surroundings import Surroundings, crowding, heights
 from triforces_deploy.errors import UserError
@@ -274,7 +275,7 @@ def test_single_defects_are_spread_evenly() -> None:
         (["V:1000"], {}, "take every atom away"),
         ([], {"matrix": [1, 2]}, "a matrix of 2 numbers was given; expected 3 repeats or 9 integers"),
         ([], {"matrix": [1, 0, 1]}, "gives no cell; expected a positive determinant"),
-        ([], {"matrix": [1000, 1000, 1000]}, "more than 100000000 atoms"),
+        ([], {"matrix": [1000, 1000, 1000]}, "a cell of more than 100000000 atoms"),
         ([], {"host": "nowhere.cif"}, "host 'nowhere.cif' is no file"),
         ([], {"host": "GaAs"}, "host 'GaAs' is unknown; choose one of Si"),
         ([], {"host": "GaAs:zinc:5.6"}, "expected a structure among fcc"),

@@ -292,6 +292,13 @@ def defect(
     ] = None,
     vacancies: Annotated[list[str] | None, typer.Option(help="100, 0.1% or Si:0.1%; short for --defect V:100.")] = None,
     defect: Annotated[list[str] | None, typer.Option(help=DEFECTS)] = None,
+    boundary: Annotated[
+        str | None, typer.Option(help="PLANE/AXIS of a symmetric tilt grain boundary in a cubic host, e.g. 2,1,0/0,0,1.")
+    ] = None,
+    dislocation: Annotated[
+        str | None, typer.Option(help="Dipole: screw, edge, 60, 30-partial, 90-partial, edge100; needs matscipy and --elastic.")
+    ] = None,
+    elastic: Annotated[str | None, typer.Option(help="C11,C12,C44 in GPa, for the field around dislocations.")] = None,
     apart: Annotated[float, typer.Option(help="Smallest distance between the centres of defects, Å.")] = 0.0,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     pressure: Annotated[float, typer.Option(help="bar, for npt.")] = 0.0,
@@ -308,6 +315,7 @@ def defect(
     """Build a defect supercell and a ready, resumable LAMMPS input: minimise, heat, equilibrate, produce."""
     from triforces_deploy.artifact import read_artifact
     from triforces_deploy.defects.building import defective
+    from triforces_deploy.defects.extended import parse_extended
     from triforces_deploy.defects.files import supercell_table, write_supercell
     from triforces_deploy.defects.requests import vacancies as named
     from triforces_deploy.lammps_case import Schedule
@@ -320,8 +328,11 @@ def defect(
     schedule.check()
     elements = read_artifact(artifact).metadata.facts.elements if artifact else None
     wishes = [*map(named, vacancies or []), *(defect or [])]
+    extended = parse_extended(boundary, dislocation, elastic)
     with status("building", quiet=as_json) as report:
-        built = defective(host, atoms, wishes, matrix=_integers(matrix), apart=apart, seed=seed, report=report)
+        built = defective(
+            host, atoms, wishes, matrix=_integers(matrix), extended=extended, apart=apart, seed=seed, report=report
+        )
         report("writing")
         written = write_supercell(built, elements, str(artifact.resolve()) if artifact else "triforces.pt", out, schedule)
     _print([supercell_table(built, written)], built.record() | {"input": written}, as_json)

@@ -10,8 +10,10 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from triforces_deploy.defects.crystals import supercell_of
-from triforces_deploy.defects.kinds import CLOSEST, Edit
+from triforces_deploy.defects.crystals import finished, supercell_of
+from triforces_deploy.defects.edits import CLOSEST, Edit
+from triforces_deploy.defects.extended import Extended
+from triforces_deploy.defects.hosts import crystal_of
 from triforces_deploy.defects.placing import apply, check_distances, place
 from triforces_deploy.defects.requests import parse
 from triforces_deploy.defects.surroundings import crowding
@@ -34,19 +36,23 @@ class Supercell:
 
     atoms: Atoms
     perfect: int
-    """Atoms before the defects."""
+    """Atoms before the point defects."""
+    extended: str
+    """Grain boundary or dislocations; '' for none."""
     made: tuple[Made, ...]
     edits: tuple[Edit, ...]
     seed: int
 
     def summary(self) -> str:
         """The defects in one line, equal ones counted."""
-        return ", ".join(f"{m.made} {m.defect}" for m in self.made if m.made) or "no defects"
+        words = [self.extended] * bool(self.extended) + [f"{m.made} {m.defect}" for m in self.made if m.made]
+        return ", ".join(words) or "no defects"
 
     def record(self) -> dict[str, object]:
         """What ``defects.json`` holds: positions and centres in Å, in the frame of the data file."""
         return {
             "host": self.atoms.info["host"],
+            "extended": self.extended,
             "seed": self.seed,
             "atoms": len(self.atoms),
             "atoms_of_the_perfect_crystal": self.perfect,
@@ -72,6 +78,7 @@ def defective(
     wishes: Sequence[str] = (),
     *,
     matrix: Sequence[int] | None = None,
+    extended: Extended | None = None,
     apart: float = 0.0,
     seed: int = 0,
     report: Callable[[str], None] = lambda _: None,
@@ -83,6 +90,7 @@ def defective(
         n_atoms: the wanted number of atoms of the perfect crystal.
         wishes: each ``NAME:AMOUNT``, as `tfdeploy defect --help` describes them.
         matrix: three or nine integers, in place of ``n_atoms``.
+        extended: a grain boundary or dislocations that the crystal has before the others are put in.
         apart: Å. Smallest distance between the centres of defects.
         seed: of the places, and of a random alloy.
         report: called with each stage.
@@ -91,7 +99,13 @@ def defective(
         UserError: a host, a name or an amount that makes no sense, no room for all, or atoms too close in the end.
     """
     rng = np.random.default_rng(seed)
-    perfect = supercell_of(host, n_atoms, rng, matrix)
+    if extended is None:
+        perfect = supercell_of(host, n_atoms, rng, matrix)
+    elif matrix is not None:
+        raise UserError(f"a {extended.name} shapes the cell itself; leave the matrix out")
+    else:
+        crystal = crystal_of(host)
+        perfect = finished(crystal, extended.build(crystal, n_atoms), rng)
     requests = parse(wishes, [chemical_symbols[n] for n in np.unique(perfect.numbers)])
     wanted = [(request.kind, request.count(perfect)) for request in requests]
     total = sum(count for _, count in wanted)
@@ -108,9 +122,9 @@ def defective(
     check_distances(atoms, crowding(perfect, CLOSEST)[0] if len(edits) else 0.0)
     made = [Made(wish, kind.name, count) for wish, (kind, count) in zip(wishes, wanted, strict=True)]
     atoms.info["seed"] = seed
-    finished = Supercell(atoms, len(perfect), tuple(made), tuple(edits), seed)
-    atoms.info["defects"] = finished.summary()
-    return finished
+    built = Supercell(atoms, len(perfect), extended.name if extended else "", tuple(made), tuple(edits), seed)
+    atoms.info["defects"] = built.summary()
+    return built
 
 
 def composition(atoms: Atoms) -> dict[str, int]:

@@ -51,7 +51,7 @@ def supercell_table(built: Supercell, written: Path) -> Table:
     table = Table(title=f"{written}: {len(built.atoms):,} atoms", title_justify="left")
     for heading in ("asked", "defect", "made"):
         table.add_column(heading, justify="right" if heading == "made" else "left")
-    table.add_row(str(built.atoms.info["host"]), "perfect crystal", f"{built.perfect:,} atoms")
+    table.add_row(str(built.atoms.info["host"]), built.extended or "perfect crystal", f"{built.perfect:,} atoms")
     for made in built.made:
         table.add_row(made.asked, made.defect, f"{made.made:,}")
     lengths = " × ".join(f"{x:.1f}" for x in built.atoms.cell.lengths())

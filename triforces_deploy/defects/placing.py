@@ -10,7 +10,8 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from triforces_deploy.defects.kinds import CLOSEST, Complex, Edit, Frenkel, Kind, Void
+from triforces_deploy.defects.edits import CLOSEST, Edit
+from triforces_deploy.defects.kinds import Complex, Frenkel, Kind, Void
 from triforces_deploy.defects.surroundings import REACH, Floats, Surroundings, crowding, heights
 from triforces_deploy.errors import UserError
 

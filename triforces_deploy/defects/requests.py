@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from ase import Atoms
 
+from triforces_deploy.defects.edits import VACANCY, number_of
 from triforces_deploy.defects.holes import ANYWHERE, SITES, Site
-from triforces_deploy.defects.kinds import VACANCY, Antisite, Complex, Frenkel, Kind, SplitVacancy, Term, Void, number_of
+from triforces_deploy.defects.kinds import Antisite, Complex, Frenkel, Kind, SplitVacancy, Term, Void
 from triforces_deploy.errors import UserError
 
 EXAMPLES = "V_Si, Ge_Si, Si_i, V_Si+Ge_Si, 4V, antisite, split_Ge, frenkel_Si, void_8"

@@ -10,9 +10,10 @@ from ase import Atoms
 from ase.geometry import get_distances
 from numpy.typing import NDArray
 
-from triforces_deploy.defects.crystals import HOSTS
+from triforces_deploy.defects.edits import VACANCY, number_of
 from triforces_deploy.defects.holes import ANYWHERE, SITES, Site
-from triforces_deploy.defects.kinds import VACANCY, Antisite, Complex, Kind, Term, number_of
+from triforces_deploy.defects.hosts import HOSTS
+from triforces_deploy.defects.kinds import Antisite, Complex, Kind, Term
 from triforces_deploy.defects.placing import apply
 from triforces_deploy.defects.surroundings import Surroundings
 from triforces_deploy.errors import UserError

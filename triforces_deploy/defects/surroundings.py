@@ -59,6 +59,11 @@ class Surroundings:
         other = (index != k) | ((vectors**2).sum(axis=1) > 1e-6)
         return index[other], vectors[other]
 
+    def count(self, radius: float) -> Ints:
+        """How many neighbours each atom has within a radius, (N,)."""
+        found = self._tree.query_ball_point(self._tree.data[: len(self.atoms)], radius, return_length=True)
+        return np.asarray(found, dtype=np.int64) - 1
+
     def closest(self, radius: float) -> tuple[Ints, Ints, Floats]:
         """All pairs of atoms closer than a radius: i (P,), j (P,), distance (P,) in Å; pairs over a face may come twice."""
         pairs = self._tree.query_pairs(radius, output_type="ndarray")
