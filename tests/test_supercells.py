@@ -281,7 +281,7 @@ def test_single_defects_are_spread_evenly() -> None:
         ([], {"host": "GaAs:zinc:5.6"}, "expected a structure among fcc"),
         ([], {"host": "Si:diamond:long"}, "'long' is no lattice constant; expected Å"),
         ([], {"host": "Fe:fcc"}, "lattice constant"),
-        ([], {"host": "H"}, "No suitable reference data for bulk H"),
+        ([], {"host": "H"}, "host 'H': Unknown structure: diatom; expected FORMULA:STRUCTURE:a"),
         ([], {"host": "SrTiO:perovskite:3.9"}, "a perovskite is written ABX3"),
     ],
 )

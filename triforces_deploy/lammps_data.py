@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.cell import Cell
 from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 
@@ -15,8 +16,12 @@ PIECE = 65_536
 
 
 def upright(atoms: Atoms) -> Atoms:
-    """The same structure turned so that its cell is lower triangular, as LAMMPS wants it, every atom inside."""
-    cell, turn = atoms.cell.standard_form()
+    """The same structure turned so that its cell is lower triangular, as LAMMPS wants it, every atom inside.
+
+    Of a left-handed cell the first two vectors change places.
+    """
+    vectors = atoms.cell if atoms.cell.handedness == 1 else Cell(atoms.cell.array[[1, 0, 2]])
+    cell, turn = vectors.standard_form()
     fractional = np.linalg.solve(cell.array.T, turn @ atoms.positions.T).T
     fractional -= np.floor(fractional)
     fractional[fractional >= 1] = 0  # a negative number of the size of the rounding becomes 1

@@ -177,9 +177,40 @@ class DislocationDipole:
         apart = (volume / 2.8) ** (1 / 3)  # the cell is about 2.8 distances² large across the lines
         steps = max(4, round(apart / quadrupole.glide_distance))
         options = {"verbose": "off", "method": "adsl", "self_consistent": False}
-        _, slab = quadrupole.build_quadrupole(glide_separation=steps, **options)
-        atoms = Atoms(numbers=slab.numbers, positions=slab.positions, cell=slab.cell, pbc=True)
+        for separation in range(steps, steps + 4):  # some make a cell that is no multiple of the crystal's
+            bulk, slab = quadrupole.build_quadrupole(glide_separation=separation, **options)
+            cell = _closed(bulk, slab)
+            if cell is not None:
+                break
+        else:
+            raise UserError(
+                f"no periodic cell holds a {self.name} of {crystal.name} at about {n_atoms} atoms; try another size"
+            )
+        atoms = Atoms(numbers=slab.numbers, positions=slab.positions, cell=cell[[1, 0, 2]], pbc=True)  # right-handed
         return multiple(atoms, np.diag([1, 1, max(1, round(n_atoms / len(atoms)))]))
+
+
+def _closed(bulk: Atoms, slab: Atoms) -> NDArray[np.float64] | None:
+    """The cell in which displaced atoms continue over its faces, (3, 3) Å; None if the undisplaced ones do not.
+
+    The sum over periodic images converges but for a linear term, by which displacements on opposite faces differ. It is the
+    same for all bonds over a face; the cell vector takes it up.
+    """
+    from ase.neighborlist import neighbor_list
+
+    old = slab.cell.array
+    moved = slab.positions - bulk.positions
+    moved -= np.rint(moved @ np.linalg.inv(old)) @ old
+    around = Surroundings(bulk, 6.0)
+    bond = 1.1 * float(np.linalg.norm(around.around(0, 6.0)[1][0]))
+    if np.ptp(around.count(bond)):
+        return None
+    i, j, over = neighbor_list("ijS", bulk, bond)
+    cell = old.copy()
+    for axis in (0, 1):
+        across = (over[:, axis] == 1) & (over[:, 1 - axis] == 0)
+        cell[axis] -= np.median(moved[j[across]] - moved[i[across]], axis=0)
+    return cell
 
 
 Extended = GrainBoundary | DislocationDipole

@@ -84,7 +84,8 @@ def crystal_of(host: str) -> Crystal:
     try:
         return _named(host, shares, structure, *(_length(x, host) for x in (a, c)))
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
-        raise UserError(f"host '{host}': {str(error).splitlines()[0]}") from error
+        line = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"host '{host}': {line}; expected FORMULA:STRUCTURE:a such as Fe:bcc:2.87") from error
 
 
 def _named(host: str, shares: dict[str, float], structure: str, a: float | None, c: float | None) -> Crystal:
