@@ -11,8 +11,10 @@ import pytest
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 
-from triforces_deploy.defects.extended import DislocationDipole, GrainBoundary
+from triforces_deploy.defects.building import defective
+from triforces_deploy.defects.extended import DislocationDipole, GrainBoundary, parse_extended
 from triforces_deploy.defects.hosts import crystal_of
+from triforces_deploy.errors import UserError
 
 
 def coordination(atoms: Atoms, bond: float) -> np.ndarray:

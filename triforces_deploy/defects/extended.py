@@ -206,7 +206,7 @@ def _closed(bulk: Atoms, slab: Atoms) -> NDArray[np.float64] | None:
     if np.ptp(around.count(bond)):
         return None
     i, j, over = neighbor_list("ijS", bulk, bond)
-    cell = old.copy()
+    cell: NDArray[np.float64] = old.copy()
     for axis in (0, 1):
         across = (over[:, axis] == 1) & (over[:, 1 - axis] == 0)
         cell[axis] -= np.median(moved[j[across]] - moved[i[across]], axis=0)
