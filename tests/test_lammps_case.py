@@ -72,7 +72,7 @@ def test_the_case_runs_with_an_artifact(tiny_artifact: Path, tmp_path: Path) -> 
     folder = tmp_path / "a case"
     folder.mkdir()
     artifact = shutil.copy(tiny_artifact, folder / "tiny model.pt")
-    schedule = Schedule(heat=0, equilibrate=20, produce=10, every=5, temperature=200)
+    schedule = Schedule(minimise=10, heat=0, equilibrate=20, produce=10, every=5, temperature=200)
     case = write_case(cell, ["Si", "Ge"], str(artifact), folder, schedule)
     code, text = lmp(case, "-log", "one.log", "-var", "name", "one")
     assert code == 0, text[-3000:]
