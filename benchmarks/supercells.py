@@ -3,7 +3,8 @@
     python benchmarks/supercells.py --atoms 100000 1000000 > benchmarks/results/supercells.jsonl
 
 Every figure is of a process of its own on one thread: seconds of wall clock and of processor from the start of the command to
-its end, imports included, and the largest resident size.
+its end, imports included, and the largest resident size. The results kept here are from two cores shared with about 15 other
+busy processes: the processor seconds are what a quiet core takes, the wall clock says nothing.
 """
 
 from __future__ import annotations
