@@ -60,7 +60,7 @@ def lammps(
 
 
 def cases() -> dict[str, Atoms]:
-    orthogonal = defective("Si", 512, vacancies=2, substitutions={"Ge": 8}, seed=1)
+    orthogonal = defective("Si", 512, ["V:2", "Ge_Si:8"], seed=1).atoms
     orthogonal.rattle(0.08, seed=2)
     sheared = orthogonal.copy()
     cell = sheared.cell.array.copy()

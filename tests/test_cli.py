@@ -58,8 +58,9 @@ def test_unknown_back_ends_and_counts(tiny_checkpoint: Path, tiny_artifact: Path
     done = tfdeploy("export", tiny_checkpoint, "-o", tmp_path / "x.pt", "--to", "onxx")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "unknown back end 'onxx'; known: aoti, torchscript, export, onnx, onnx-positions, eager" in done.stderr
-    done = tfdeploy("defect", tiny_artifact, "-o", tmp_path / "md", "--substitute", "Ge:two")
-    assert "expected ELEMENT or ELEMENT:COUNT" in done.stderr
+    done = tfdeploy("defect", tiny_artifact, "-o", tmp_path / "md", "--defect", "Ge_Si:two")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "'two' is no amount; expected a count such as 100, or 0.1%" in done.stderr
 
 
 def test_export_info_verify_in_json(tiny_checkpoint: Path, tmp_path: Path) -> None:

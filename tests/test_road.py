@@ -40,7 +40,22 @@ def test_from_nothing_to_two_ranks(tmp_path: Path) -> None:
     assert errors["model"]["forces_rmse"] < 0.75 * errors["nothing"]["forces_rmse"]  # it has learnt something
     run("tfdeploy", "export", "run/best.ckpt", "-o", "model.pt", "--to", "torchscript")
     run("tfdeploy", "verify", "model.pt", "--against", "run/best.ckpt")
-    sizes = ("--atoms", 64, "--vacancies", 1, "--substitute", "Ge", "--nvt", 10, "--nve", 20, "--every", 5)
+    sizes = (
+        "--atoms",
+        64,
+        "--vacancies",
+        1,
+        "--defect",
+        "Ge_Si",
+        "--heat",
+        10,
+        "--equilibrate",
+        5,
+        "--produce",
+        15,
+        "--every",
+        5,
+    )
     run("tfdeploy", "defect", "model.pt", "-o", tmp_path / "md", *sizes)
     inside = tmp_path / "md"
     for name, launcher in (("one", ("lmp",)), ("two", ("mpirun", "-np", 2, BIN / "lmp"))):

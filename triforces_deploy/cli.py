@@ -26,6 +26,10 @@ STOPPED = (130, 143)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Let the file's own compiled code run, now and in future.")]
+DEFECTS = """NAME or NAME:AMOUNT, may be repeated. V_Si vacancy, V of any atom; Ge_Si substitution, Ge on any site; antisite;
+Si_i interstitial in the widest hole, Si_i_hole2 in the next, in diamond also Si_i_tetrahedral, _hexagonal, _split110;
+V_Si+2Ge_Si complex of neighbours, 4V cluster, split_Ge atom between two vacancies, frenkel_Si_6 (Å apart), void_8 (Å radius).
+AMOUNT: 100, 0.1%, 20ppm (of the atoms it sits on), 1e18/cm3."""
 Structures = Annotated[Path | None, typer.Option(help="Structures in any format ASE reads.")]
 
 
@@ -275,36 +279,63 @@ def certify(
 
 @app.command()
 def defect(
-    artifact: Annotated[Path, typer.Argument(help="Artifact that will run it.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data file, input and picture source.")],
-    host: Annotated[str, typer.Option(help="Host crystal: Si, SiC, SiGe.")] = "Si",
-    atoms: Annotated[int, typer.Option(help="Target size of the perfect supercell.")] = 1000,
-    vacancies: Annotated[int, typer.Option()] = 1,
-    interstitial: Annotated[list[str] | None, typer.Option(help="ELEMENT or ELEMENT:COUNT; may be repeated.")] = None,
-    substitute: Annotated[list[str] | None, typer.Option(help="ELEMENT or ELEMENT:COUNT; may be repeated.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for structure, input, defects.json and a picture.")],
+    artifact: Annotated[
+        Path | None, typer.Argument(help="Artifact that will run it; default: triforces.pt in the folder.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Si, Ge, SiC, SiGe, SiGe-random, an element, a file, or FORMULA:STRUCTURE:a:c (Å).")
+    ] = "Si",
+    atoms: Annotated[int, typer.Option(help="Target size of the perfect supercell, which comes near to a cube.")] = 1000,
+    matrix: Annotated[
+        str | None, typer.Option(help="3,3,3 or nine integers, row by row: multiples of the conventional cell; not --atoms.")
+    ] = None,
+    vacancies: Annotated[list[str] | None, typer.Option(help="100, 0.1% or Si:0.1%; short for --defect V:100.")] = None,
+    defect: Annotated[list[str] | None, typer.Option(help=DEFECTS)] = None,
+    boundary: Annotated[
+        str | None, typer.Option(help="PLANE/AXIS of a symmetric tilt grain boundary in a cubic host, e.g. 2,1,0/0,0,1.")
+    ] = None,
+    dislocation: Annotated[
+        str | None, typer.Option(help="Dipole: screw, edge, 60, 30-partial, 90-partial, edge100; needs matscipy and --elastic.")
+    ] = None,
+    elastic: Annotated[str | None, typer.Option(help="C11,C12,C44 in GPa, for the field around dislocations.")] = None,
+    apart: Annotated[float, typer.Option(help="Smallest distance between the centres of defects, Å.")] = 0.0,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
-    nvt: Annotated[int, typer.Option(help="Steps with a thermostat.")] = 1000,
-    nve: Annotated[int, typer.Option(help="Steps at constant energy.")] = 1000,
+    pressure: Annotated[float, typer.Option(help="bar, for npt.")] = 0.0,
+    timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
+    heat: Annotated[int, typer.Option(help="Steps of heating up; 0 starts hot.")] = 1000,
+    equilibrate: Annotated[int, typer.Option(help="Steps at the temperature.")] = 1000,
+    ensemble: Annotated[Literal["nvt", "npt"], typer.Option(help="Of the equilibration.")] = "nvt",
+    produce: Annotated[int, typer.Option(help="Steps of production.")] = 1000,
+    production: Annotated[Literal["nve", "nvt", "npt"], typer.Option(help="Of the production.")] = "nve",
     every: Annotated[int, typer.Option(help="Steps between lines of the log.")] = 50,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of places and velocities.")] = 0,
+    as_json: Json = False,
 ) -> None:
-    """Build a defect supercell and a ready LAMMPS input: minimise, thermostat, constant energy."""
+    """Build a defect supercell and a ready, resumable LAMMPS input: minimise, heat, equilibrate, produce."""
     from triforces_deploy.artifact import read_artifact
-    from triforces_deploy.defects import defective
-    from triforces_deploy.lammps_case import write_case
+    from triforces_deploy.defects.building import defective
+    from triforces_deploy.defects.extended import parse_extended
+    from triforces_deploy.defects.files import supercell_table, write_supercell
+    from triforces_deploy.defects.requests import vacancies as named
+    from triforces_deploy.lammps_case import Schedule
+    from triforces_deploy.tables import status
 
-    elements = read_artifact(artifact).metadata.facts.elements
-    cell = defective(
-        host,
-        atoms,
-        vacancies=vacancies,
-        interstitials=_counts(interstitial or []),
-        substitutions=_counts(substitute or []),
-        seed=seed,
-    )
-    steps = {"nvt_steps": nvt, "nve_steps": nve, "every": every}
-    path = write_case(cell, elements, str(artifact.resolve()), out, temperature=temperature, seed=seed + 1, **steps)
-    print(f"{path}: {len(cell)} atoms, {cell.info['defects']}. Run it: cd {out} && lmp -in {path.name}")
+    schedule = Schedule(
+        temperature=temperature, pressure=pressure, timestep=timestep, heat=heat, equilibrate=equilibrate, ensemble=ensemble,
+        produce=produce, production=production, every=every, seed=seed + 1,
+    )  # fmt: skip
+    schedule.check()
+    elements = read_artifact(artifact).metadata.facts.elements if artifact else None
+    wishes = [*map(named, vacancies or []), *(defect or [])]
+    extended = parse_extended(boundary, dislocation, elastic)
+    with status("building", quiet=as_json) as report:
+        built = defective(
+            host, atoms, wishes, matrix=_integers(matrix), extended=extended, apart=apart, seed=seed, report=report
+        )
+        report("writing")
+        written = write_supercell(built, elements, str(artifact.resolve()) if artifact else "triforces.pt", out, schedule)
+    _print([supercell_table(built, written)], built.record() | {"input": written}, as_json)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -352,14 +383,11 @@ def _backends(text: str) -> tuple[str, ...]:
     return names
 
 
-def _counts(items: list[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for item in items:
-        element, _, number = item.partition(":")
-        if number and not number.isdecimal():
-            raise UserError(f"'{item}': expected ELEMENT or ELEMENT:COUNT, e.g. Ge:3")
-        counts[element] = counts.get(element, 0) + int(number or 1)
-    return counts
+def _integers(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--matrix {text}: expected three or nine integers with commas, such as 3,3,3") from error
 
 
 def _show(title: str, result: object, as_json: bool) -> None:

@@ -141,6 +141,35 @@ def defect(data: Path, out: Path, bond: float = 2.85) -> Path:
     return _save(figure, out)
 
 
+def placed(
+    centres: Mapping[str, NDArray[np.float64]], cell: NDArray[np.float64], title: str, out: Path, most: int = 20_000
+) -> Path:
+    """Where the defects of a supercell sit.
+
+    Args:
+        centres: label → (D, 3) Å.
+        cell: (3, 3) Å, drawn as its edges.
+        title: text.
+        out: PNG.
+        most: points of one label; of more, every so manieth is shown.
+    """
+    figure = _figure(6.5, 6)
+    axes = figure.add_subplot(projection="3d")
+    corners = np.array(list(itertools.product((0, 1), repeat=3)))
+    for a, b in itertools.combinations(range(8), 2):
+        if np.abs(corners[a] - corners[b]).sum() == 1:
+            axes.plot(*np.stack([corners[a] @ cell, corners[b] @ cell]).T, color="#b9c2d0", lw=0.8)
+    colors = itertools.cycle((ACCENT, OTHER, INK, "#e0a030", "#7b5ea7", "#777777"))
+    for (label, points), color in zip(centres.items(), colors, strict=False):
+        shown = points[:: max(1, len(points) // most)]
+        size = float(np.clip(2000 / len(shown), 1, 60))
+        axes.scatter(*shown.T, s=size, color=color, label=f"{len(points)} {label}", linewidths=0)
+    axes.set(xlabel="x, Å", ylabel="y, Å", zlabel="z, Å", title=title, box_aspect=np.ptp(corners @ cell, axis=0))
+    if centres:
+        axes.legend(loc="upper left", frameon=False, markerscale=1.0)
+    return _save(figure, out)
+
+
 def _figure(width: float, height: float) -> Figure:
     """A figure that needs no display and leaves pyplot's global state alone."""
     from matplotlib.figure import Figure

@@ -10,6 +10,9 @@ from ase import Atoms
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
 
+LAMMPS_DATA = (".data", ".lmp")
+"""Endings that ASE does not know by itself; the elements follow from the masses."""
+
 
 def read_structures(path: Path) -> dict[str, Atoms]:
     """All structures of a file, named by their place in it; UserError when there is none or it cannot be read."""
@@ -17,7 +20,7 @@ def read_structures(path: Path) -> dict[str, Atoms]:
 
     existing(path, "a file of structures")
     try:
-        found = cast(list[Atoms], read(path, index=":"))
+        found = cast(list[Atoms], read(path, index=":", format="lammps-data" if path.suffix in LAMMPS_DATA else None))
     except Exception as error:  # every format of ASE fails in its own way
         raise UserError(
             f"cannot read {path} as structures: {str(error).splitlines()[0] if str(error) else 'no content'}"
