@@ -32,8 +32,8 @@ from triforces_deploy.nn.spherical import e3nn_component
 Interaction = Literal["plain", "residual", "density", "density-residual"]
 OF_SUMS = 10.0
 """By which fresh weights divide a sum over neighbours, so that polynomials of it neither vanish nor explode."""
-AGNESI = (0.9183, 4.5791, 1.0805)
-"""q, p and a of the transform of distances."""
+AGNESI = {"q": 0.9183, "p": 4.5791, "a": 1.0805}
+"""Constants of the transform of distances."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,8 @@ class MACE(Backbone):
         self.register_buffer("wave_numbers", torch.arange(1, config.n_bessel + 1) * (math.pi / cutoff))
         if config.agnesi:
             self.register_buffer("radii", torch.tensor([float(r) for r in covalent_radii[:N_NUMBERS]]))
-            self.register_buffer("agnesi", torch.tensor(AGNESI))
+            for name, value in AGNESI.items():
+                self.register_buffer(f"agnesi_{name}", torch.tensor(value))
         self.embedding = nn.Parameter(torch.randn(len(numbers), config.channels))
         self.layers = nn.ModuleList([Layer(config, k, len(numbers)) for k in range(n_layers)])
 
@@ -112,8 +113,10 @@ class MACE(Backbone):
     """(n_bessel,) 1/Å. kπ/rc; stored, because imported models have them rounded to float32."""
     radii: Tensor
     """(119,) Å. Covalent radii."""
-    agnesi: Tensor
-    """(3,) q, p and a of the transform."""
+    agnesi_q: Tensor
+    """() A constant of the transform, and so are p and a."""
+    agnesi_p: Tensor
+    agnesi_a: Tensor
 
     def forward(self, graph: Graph) -> Tensor:
         """Compute the scalars of all layers, (N, layers · channels), in the type of the parameters."""
@@ -157,7 +160,7 @@ class MACE(Backbone):
         r = lengths(vectors)
         x = r[:, None]
         if radii:
-            q, p, a = self.agnesi.unbind()
+            q, p, a = self.agnesi_q, self.agnesi_p, self.agnesi_a
             s = 2.0 * x / (radii[0] + radii[1])
             x = 1.0 / (1.0 + a * s**q / (1.0 + s ** (q - p)))
         envelope = polynomial_envelope(r, self.cutoff, self.config.envelope_power)[:, None]

@@ -82,6 +82,28 @@ def couplings(l_max: int, l_out: int, order: int) -> Couplings:
     return _pruned(levels, terms)
 
 
+def values_of_terms(points: Array, l_max: int, degree: int, order: int) -> dict[int, Array]:
+    """The component m = 0 of each term of one degree at some points: number of factors → (points, terms).
+
+    Whoever has other polynomials of the same features finds from it how they are made of these.
+
+    Args:
+        points: (points, (l_max+1)²) features.
+        l_max: see :func:`couplings`.
+        degree: of the results.
+        order: see :func:`couplings`.
+    """
+    plan = couplings(l_max, degree, order)
+    values = [[points[:, d**2 : (d + 1) ** 2] for d in range(l_max + 1)]]
+    for products in plan.levels[1:]:
+        values.append([_value(values, product) for product in products])
+    columns: dict[int, list[Array]] = {}
+    for length, product in plan.terms[degree]:
+        value = values[0][degree] if length == 1 else _value(values[: length - 1], product)
+        columns.setdefault(length, []).append(value[:, degree])
+    return {length: np.stack(of_length, axis=1) for length, of_length in columns.items()}
+
+
 def _longer(levels: list[list[Product]], l_max: int) -> list[Product]:
     """Every product with one factor more, its factors of rising degree: any other order gives combinations of these."""
     return [
