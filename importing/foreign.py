@@ -23,7 +23,7 @@ from triforces_deploy.files import existing
 KEPT: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,  # type: ignore[attr-defined]
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
 }
 """What a pickle may really call, beside the storages that torch itself looks up: (module, name) → the thing."""
 

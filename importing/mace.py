@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,16 +15,9 @@ from triforces_deploy.model import Model
 from triforces_deploy.nn import zbl
 
 from .foreign import StandIn, read
+from .imported import Imported
 from .mace_facts import Facts, facts, silu_scale, tensor
 from .mace_table import check_complete, names_read, refuse_leftovers, rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Imported:
-    """A model of ours and what its provenance says of where it came from."""
-
-    model: Model
-    said: dict[str, object]
 
 
 def import_mace(path: Path, head: str | None, elements: Sequence[str] | None) -> Imported:
@@ -68,7 +60,7 @@ def import_mace(path: Path, head: str | None, elements: Sequence[str] | None) ->
     model.set_network_dtype(torch.float64)
     check_complete(state, model.state_dict())
     model.load_state_dict(state)
-    said = {"class": public.path, "heads": list(found.heads), "head": found.heads[chosen]}
+    said: dict[str, object] = {"class": public.path, "heads": list(found.heads), "head": found.heads[chosen]}
     return Imported(model.eval().requires_grad_(False), said)
 
 

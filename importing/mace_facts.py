@@ -73,7 +73,9 @@ def facts(model: StandIn, name: str) -> Facts:
         numbers=numbers,
         heads=heads,
         neighbours=tuple(
-            1.0 if kind.startswith("RealAgnosticDensity") else _number(layer.get("avg_num_neighbors"), "avg_num_neighbors", name)
+            1.0
+            if kind.startswith("RealAgnosticDensity")
+            else _number(layer.get("avg_num_neighbors"), "avg_num_neighbors", name)
             for kind, layer in zip(kinds, layers, strict=True)
         ),
         hidden=width // (config.channels * len(heads)),
@@ -107,7 +109,8 @@ def _refuse_others(model: StandIn, name: str) -> None:
     wrong = {
         "radial functions of the kind " + radial.get("bessel_fn").name: radial.get("bessel_fn").name != "BesselBasis",
         f"the distance transform {transform.name if transform else ''}": transform and transform.name != "AgnesiTransform",
-        "a cutoff on the weights instead of the radial functions (apply_cutoff=False)": model.get("apply_cutoff", True) is False,
+        "a cutoff on the weights instead of the radial functions (apply_cutoff=False)": model.get("apply_cutoff", True)
+        is False,
         "harmonics without parity (use_so3)": model.get("use_so3", False),
         "products that do not know the element (use_agnostic_product)": model.get("use_agnostic_product", False),
         "other features on the edges (edge_irreps)": model.get("edge_irreps") is not None,

@@ -20,8 +20,10 @@ from triforces_deploy.nn.equivariant import EdgeProducts
 from .foreign import StandIn
 from .mace_facts import Facts, silu_scale, tensor
 
-EQUAL = 1e-9
-"""Relative difference of a public polynomial from the nearest combination of ours, beyond which it is not one."""
+EQUAL = 1e-5
+"""Relative difference of a public polynomial from the nearest combination of ours, beyond which it is not one.
+
+Files from training in float32 hold their tables rounded to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +122,9 @@ def _layer(k: int, facts: Facts, model: StandIn, name: str) -> Iterator[Row | Po
     n_degrees = min(l_in, l_out) + 1 if residual else config.l_max + 1
     for degree in range(n_degrees):
         name_of = f"{ours}{'skip' if residual else 'by_element'}.weights.{degree}"
-        shape, factor = (width, n_elements, width), (width * n_elements) ** -0.5
-        start = degree * math.prod(shape)
-        yield Row(name_of, f"{theirs}skip_tp.weight", shape, factor, start, swap=(0, 1), by_element=True)
+        cube, factor = (width, n_elements, width), (width * n_elements) ** -0.5
+        start = degree * math.prod(cube)
+        yield Row(name_of, f"{theirs}skip_tp.weight", cube, factor, start, swap=(0, 1), by_element=True)
     for degree in range(l_out + 1):
         contraction = f"{product}symmetric_contractions.contractions.{degree}."
         weights = f"{ours}polynomials.weights.{degree}"
@@ -166,5 +168,3 @@ def names_read(row: Row | Polynomials) -> set[str]:
 def check_complete(ours: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """A table that leaves out a tensor of ours is wrong itself."""
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in expected.items()}, sorted(set(ours) ^ set(expected))
-
-
