@@ -17,6 +17,7 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.export.capture import capture
 from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
+from triforces_deploy.nn import blocks
 from triforces_deploy.nn.couplings import couplings
 from triforces_deploy.nn.equivariant import EdgeProducts, SymmetricContraction, of_degree
 from triforces_deploy.nn.spherical import spherical_harmonics
@@ -144,6 +145,24 @@ def test_energy_and_forces_are_captured_as_one_graph() -> None:
     expected = model.run(graph)
     torch.testing.assert_close(energies, expected[0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(edge_forces, expected[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("agnesi", [False, True])
+def test_blocks_change_no_number(agnesi: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some tens of blocks of edges; and layers computed twice."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2**12)
+    torch.manual_seed(4)
+    options = {"channels": 4, "l_max": 2, "correlation": [2, 2], "later": "density", "radial_hidden": [8], "agnesi": agnesi}
+    config = ModelConfig(("C", "Si"), 4.0, BackboneConfig("mace", options), None, None, (6,), head_skip=True)
+    model = Model(config).eval().requires_grad_(False)
+    model.set_network_dtype(torch.float64)
+    graph = graph_from_atoms(crystal(), 4.0)
+    expected = model.run(graph)
+    for memory in (blocks.using(0), blocks.using(10**12), blocks.keeping_nothing()):
+        with memory:
+            found = model.run(graph)
+        for new, old in zip(found, expected, strict=True):
+            torch.testing.assert_close(new, old, rtol=1e-11, atol=1e-13)
 
 
 def test_a_model_may_go_through_float32_and_back() -> None:
