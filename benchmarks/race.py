@@ -4,8 +4,8 @@
 
 ``--python`` names the interpreter that has a rival's package; there may be several. Each rival makes a model of its canonical
 size with random weights; ours imports that very file. An evaluation gives energy, forces and stress of silicon, rattled,
-from a neighbour list that is there already. Processes alternate, so that a busy machine is unfair to all alike. Memory is
-the peak over what the process held before its first evaluation. Writes results/race.jsonl, a line per contender and size.
+from a neighbour list that is there already. Processes alternate, so that a busy machine is unfair to all alike; with one
+thread time is that of the processor. Memory is the peak over what the process held before its first evaluation. Writes results/race.jsonl, a line per contender and size.
 """
 
 from __future__ import annotations
