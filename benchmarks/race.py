@@ -27,7 +27,7 @@ from rich.table import Table
 HERE = Path(__file__).parent
 RIVALS = {"mace": ("race_mace.py", ("eager", "torchscript"))}
 """Kind of `tfdeploy import` → the script that runs the rival, and its forms."""
-OURS = ("race_ours.py", ("aoti", "eager"))
+OURS = ("race_ours.py", ("aoti", "torchscript", "eager"))
 
 
 class Contender:
@@ -61,6 +61,9 @@ def main() -> None:
     parser.add_argument("--python", nargs="+", required=True, help="RIVAL=INTERPRETER")
     parser.add_argument("--atoms", type=int, nargs="+", default=[64, 216])
     parser.add_argument("--precision", nargs="+", default=["float64", "float32"])
+    parser.add_argument(
+        "--forms", nargs="+", default=["eager", "torchscript", "aoti"], help="of both sides, where they have them"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
@@ -82,14 +85,13 @@ def race(rival: str, python: str, folder: Path, options: argparse.Namespace) -> 
     rows = []
     for precision in options.precision:
         for n_atoms in options.atoms:
-            field = {(rival, form): (python, script) for form in forms} | {
-                ("ours", form): (sys.executable, OURS[0]) for form in OURS[1]
-            }
+            entered = [(rival, form, python, script) for form in forms if form in options.forms]
+            entered += [("ours", form, sys.executable, OURS[0]) for form in OURS[1] if form in options.forms]
             contenders = {
-                who: Contender(
-                    start[0], start[1], ["run", who[1], str(folder / rival), precision, str(n_atoms)], options.threads
+                (who, form): Contender(
+                    interpreter, file, ["run", form, str(folder / rival), precision, str(n_atoms)], options.threads
                 )
-                for who, start in field.items()
+                for who, form, interpreter, file in entered
             }
             answers: dict[tuple[str, str], list[dict[str, Any]]] = {who: [c.ask()] for who, c in contenders.items()}
             for _ in range(options.repeats):
