@@ -39,8 +39,10 @@ class EdgeFrames(nn.Module):
         for degree, block in enumerate(_wigner(l_max)):
             inside = slice(degree**2, (degree + 1) ** 2)
             table[inside, inside] = block
-        monomials = [table[rows, :, j, k] for j, k in self._powers()]
-        self.coefficients = Constant(np.stack([t.ravel() for t in monomials]))
+        powers = [(self.power - j - k, j, k) for j in range(self.power + 1) for k in range(self.power + 1 - j)]
+        self.coefficients = Constant(np.stack([table[rows, :, j, k].ravel() for _, j, k in powers]))
+        # Products with zeros and ones pick powers in one operation each, forward and backward.
+        self.pick = nn.ModuleList([Constant(np.eye(self.power + 1)[:, list(chosen)]) for chosen in zip(*powers, strict=True)])
         half_turn = [
             (-1.0) ** degree * (-1.0 if m < 0 else 1.0) for degree, m in zip(degrees(l_max), orders(l_max), strict=True)
         ]
@@ -53,14 +55,12 @@ class EdgeFrames(nn.Module):
         up, back = torch.where(down, -y, y), torch.where(down, -z, z)  # |y| has no derivative at 0
         # |q|² = 2 (1 + y) for a unit vector; the sum also normalises the direction that a vector of length 0 has.
         scale = torch.rsqrt((1.0 + up).square() + back.square() + x.square())
-        w, a, b = (_powers(t * scale, self.power) for t in (1.0 + up, -back, x))
-        monomials = torch.stack([a[j] * b[k] * w[self.power - j - k] for j, k in self._powers()], dim=1)
+        quaternion = ((1.0 + up) * scale, -back * scale, x * scale)
+        w, a, b = (_powers(t, self.power) @ pick(t) for t, pick in zip(quaternion, self.pick, strict=True))
+        monomials = w * a * b
         table, signs = cast(Tensor, self.coefficients(unit)), cast(Tensor, self.signs(unit))
         matrices = torch.unflatten(monomials @ table, 1, self.shape)
         return matrices * torch.where(down[:, None], signs, torch.ones_like(signs))[:, None, :]
-
-    def _powers(self) -> list[tuple[int, int]]:
-        return [(j, k) for j in range(self.power + 1) for k in range(self.power + 1 - j)]
 
 
 def by_order(l_max: int, m_max: int) -> list[int]:
@@ -73,11 +73,12 @@ def by_order(l_max: int, m_max: int) -> list[int]:
     ]
 
 
-def _powers(t: Tensor, highest: int) -> list[Tensor]:
+def _powers(t: Tensor, highest: int) -> Tensor:
+    """1, t, t², …: (E,) → (E, highest + 1)."""
     powers = [torch.ones_like(t)]
     for _ in range(highest):
         powers.append(powers[-1] * t)
-    return powers
+    return torch.stack(powers, dim=1)
 
 
 def _wigner(l_max: int) -> list[Polynomials]:

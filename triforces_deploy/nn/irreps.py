@@ -58,22 +58,21 @@ class IrrepsLinear(nn.Module):
 class SpectralFeedForward(nn.Module):
     """Linear, gate, linear: scalars pass a SiLU, other degrees are multiplied by sigmoids of a function of the scalars."""
 
-    expand: Tensor
-
     def __init__(self, l_max: int, channels: int, hidden: int) -> None:
         super().__init__()
         self.gates = nn.Linear(channels, l_max * hidden)
         self.inward = IrrepsLinear(l_max, channels, hidden)
         self.outward = IrrepsLinear(l_max, hidden, channels)
-        self.register_buffer("expand", torch.tensor(degrees(l_max)[1:]) - 1, persistent=False)
         self.widest = (l_max + 1) ** 2 * max(channels, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, (l_max+1)², C) → the same."""
         gates = torch.sigmoid(functional.silu(self.gates(x[:, 0]))).unflatten(1, (-1, self.inward.bias.shape[0]))
         x = self.inward(x)
-        x = torch.cat([functional.silu(x[:, :1]), x[:, 1:] * gates.index_select(1, self.expand)], dim=1)
-        return cast(Tensor, self.outward(x))
+        parts = [functional.silu(x[:, :1])]
+        for k, gate in enumerate(gates.split(1, dim=1), start=1):
+            parts.append(x[:, k**2 : (k + 1) ** 2] * gate)
+        return cast(Tensor, self.outward(torch.cat(parts, dim=1)))
 
 
 class GridFeedForward(nn.Module):
