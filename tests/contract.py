@@ -29,6 +29,8 @@ from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.nn import blocks
 
 CUTOFF = 4.0
+NUMBERS = (1, 6, 8, 14, 29)
+"""Elements of all structures below."""
 
 
 class Subject:
@@ -38,7 +40,7 @@ class Subject:
         cls = backbone_class(name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.backbone: Backbone = cls(read(cls.Config, options, name), CUTOFF).double().eval()
+            self.backbone: Backbone = cls(read(cls.Config, options, name), CUTOFF, NUMBERS).double().eval()
             self.weights = torch.randn(2, self.backbone.width, dtype=torch.float64) / self.backbone.width
         self.backbone.requires_grad_(False)
 

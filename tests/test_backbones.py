@@ -23,6 +23,17 @@ SMALL: dict[str, dict[str, Any]] = {
         "datasets": ["a", "b"],
         "dataset": "b",
     },
+    "mace": {
+        "channels": 4,
+        "l_hidden": 1,
+        "l_max": 2,
+        "correlation": [3, 2, 1],
+        "first": "density",
+        "later": "density-residual",
+        "n_bessel": 5,
+        "radial_hidden": [8],
+        "agnesi": True,
+    },
     "orb_v3": {"latent": 12, "n_layers": 3, "mlp_hidden": 20, "mlp_depth": 2, "n_bessel": 5, "l_max": 2},
 }
 """Options that make each backbone small, with several layers."""

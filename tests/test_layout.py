@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("training", "export", "lammps_plugin")
+PARTS = ("training", "export", "importing", "lammps_plugin")
 ROOF = ("triforces_deploy/cli.py",)
 SOURCES = sorted(p for folder in ("triforces_deploy", *PARTS) for p in (ROOT / folder).rglob("*.py"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -184,6 +185,26 @@ def export(
     with status("exporting", quiet=as_json) as report:
         artifact = (re_export if is_artifact(source) else make)(source, out, options, report)
     _print(artifact_tables(artifact, out), summary(artifact), as_json)
+
+
+@app.command("import")
+def import_(
+    kind: Annotated[str, typer.Argument(help="Whose model it is: mace.")],
+    source: Annotated[Path, typer.Argument(help="Their file of the whole model, e.g. my.model.")],
+    out: Out,
+    head: Annotated[str | None, typer.Option(help="Which head, of a model that has several.")] = None,
+    elements: Annotated[str | None, typer.Option(help="Keep only these, e.g. Si,Ge: smaller, and faster.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare with their package, which must be installed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn another project's model into a checkpoint: fine-tune it, export it."""
+    from triforces_deploy.importing.importing import import_file
+    from triforces_deploy.tables import parity_table, record, record_table
+
+    chosen = elements.split(",") if elements else None
+    summary = import_file(kind, source, out, head, chosen, verify)
+    parity = [] if summary.parity is None else [parity_table([summary.parity])]
+    _print([record_table("Imported", dataclasses.replace(summary, parity=None)), *parity], record(summary), as_json)
 
 
 @app.command()

@@ -67,12 +67,18 @@ class ModelConfig:
     composition: CompositionConfig | None = dataclasses.field(default_factory=CompositionConfig)
     structure: StructureConfig | None = dataclasses.field(default_factory=StructureConfig)
     head_hidden: tuple[int, ...] = (128, 128)
+    head_skip: bool = False
+    """Add a linear function of the features to the perceptron; what the energies of published MACE models are made of."""
     readout: Literal["sum", "mean", "total"] = "sum"
     """What the energy is: 'sum' Σ ε(h_i); 'mean' N·ε(h̄); 'total' ε(h̄) alone. Export makes artifacts of 'sum' only."""
     max_neighbours: int | None = None
     """Keep only so many nearest neighbours of each atom, ties included; no limit is smoother. See neighbour_cap.py."""
     zbl: bool = False
     """Add Ziegler-Biersack-Littmark repulsion at short range."""
+    zbl_form: Literal["universal", "mace"] = "universal"
+    """Constants of the repulsion: the published ones, or those of MACE, whose repulsion the model's scale multiplies too."""
+    zbl_power: int = 6
+    """How flat the envelope of the repulsion starts."""
 
     def numbers(self) -> list[int]:
         """Atomic numbers of ``elements``; UserError for an unknown symbol."""

@@ -27,13 +27,15 @@ class EnergyHead(nn.Module):
     'total'      ε(h̄)              not extensive: forces in a supercell of n cells are n times too small
     ===========  ================  =====================================================================
 
-    h̄ is the mean over the owned atoms of a structure. The last two are there to be compared with; an atom's energy is then
-    its share to first order, ε(h̄) + ε'(h̄)·(h_i − h̄) for 'mean' and 1/N of that for 'total', whose sum is exact.
+    With ``skip`` ε is a perceptron plus a linear function. h̄ is the mean over the owned atoms of a structure. The last two
+    are there to be compared with; an atom's energy is then its share to first order, ε(h̄) + ε'(h̄)·(h_i − h̄) for 'mean' and
+    1/N of that for 'total', whose sum is exact.
     """
 
-    def __init__(self, width: int, hidden: Sequence[int], readout: Readout = "sum") -> None:
+    def __init__(self, width: int, hidden: Sequence[int], readout: Readout = "sum", skip: bool = False) -> None:
         super().__init__()
         self.layers = mlp([width, *hidden, 1])
+        self.skip = nn.Linear(width, 1, bias=False) if skip else None
         self.readout, self.widest = readout, max([width, *hidden])
 
     @property
@@ -58,7 +60,9 @@ class EnergyHead(nn.Module):
         return (deviation * slope.index_select(0, graph.batch)).sum(1)
 
     def _energies(self, *features: Tensor) -> Tensor:
-        return cast(Tensor, self.layers(torch.cat(features, dim=1))).squeeze(1)
+        joined = torch.cat(features, dim=1)
+        energies = cast(Tensor, self.layers(joined))
+        return (energies if self.skip is None else energies + self.skip(joined)).squeeze(1)
 
 
 def mean_over_atoms(features: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:

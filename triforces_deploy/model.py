@@ -12,7 +12,7 @@ from triforces_deploy.config import ModelConfig, read
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.heads import EnergyHead
-from triforces_deploy.nn.zbl import ZBL
+from triforces_deploy.nn.zbl import FORMS, ZBL
 from triforces_deploy.potential import Facts
 from triforces_deploy.streams.composition import CompositionStream, CompositionTable
 from triforces_deploy.streams.structure import StructureStream
@@ -37,14 +37,18 @@ class Model(nn.Module):
             raise UserError(f"model.cutoff must be positive, got {config.cutoff}")
         if config.max_neighbours is not None and config.max_neighbours < 1:
             raise UserError(f"model.max_neighbours must be at least 1, or null for no cap; got {config.max_neighbours}")
-        self.interaction = _build_backbone(config)
+        if config.head_skip and config.readout != "sum":
+            raise UserError(f"model.head_skip goes with model.readout: sum only, got {config.readout}")
+        if config.zbl_power < 1:
+            raise UserError(f"model.zbl_power must be at least 1, got {config.zbl_power}")
+        self.interaction = _build_backbone(config, numbers)
         self.composition = _build_composition(config, numbers)
         self.structure = StructureStream(config.structure, config.cutoff) if config.structure else None
         width = self.interaction.width
         width += self.composition.width if self.composition is not None else 0
         width += self.structure.width if self.structure is not None else 0
-        self.head = EnergyHead(width, config.head_hidden, config.readout)
-        self.zbl = ZBL() if config.zbl else None
+        self.head = EnergyHead(width, config.head_hidden, config.readout, config.head_skip)
+        self.zbl = ZBL(FORMS[config.zbl_form], config.zbl_power) if config.zbl else None
         self.register_buffer("references", torch.zeros(N_NUMBERS, dtype=torch.float64))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
 
@@ -82,7 +86,10 @@ class Model(nn.Module):
     def _energies(self, embeddings: dict[str, Tensor], graph: Graph) -> Tensor:
         output = self.head(list(embeddings.values()), graph)
         energies: Tensor = self.scale * output.to(torch.float64) + self.references[graph.numbers]
-        return energies if self.zbl is None else energies + self.zbl(graph)
+        if self.zbl is None:
+            return energies
+        repulsion: Tensor = self.zbl(graph)
+        return energies + (self.scale * repulsion if self.config.zbl_form == "mace" else repulsion)
 
     def stream_names(self) -> tuple[str, ...]:
         """The streams there are, in the order of :meth:`embeddings`."""
@@ -123,9 +130,9 @@ def _build_composition(config: ModelConfig, numbers: list[int]) -> CompositionSt
     return kind(config.composition, numbers)
 
 
-def _build_backbone(config: ModelConfig) -> Backbone:
+def _build_backbone(config: ModelConfig, numbers: list[int]) -> Backbone:
     name = config.backbone.name
     if name not in BACKBONES:
         raise UserError(f"model.backbone.name: unknown backbone '{name}'; known: {', '.join(BACKBONES)}")
     cls = backbone_class(name)
-    return cls(read(cls.Config, config.backbone.options, "model.backbone.options"), config.cutoff)
+    return cls(read(cls.Config, config.backbone.options, "model.backbone.options"), config.cutoff, numbers)

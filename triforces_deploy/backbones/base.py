@@ -13,9 +13,10 @@ from triforces_deploy.graph import Graph
 class Backbone(nn.Module, ABC):
     """A graph network that turns a :class:`~triforces_deploy.graph.Graph` into scalar features of its atoms.
 
-    A subclass has a frozen dataclass ``Config`` of its sizes and is built as ``cls(config, cutoff)``. It computes in the
-    type of its own parameters (cast ``graph.edge_vector``, which is float64), knows nothing of LAMMPS, MPI or export,
-    and calls ``exchange(h)`` once before each layer that reads features which its neighbours have computed.
+    A subclass has a frozen dataclass ``Config`` of its sizes and is built as ``cls(config, cutoff, numbers)``, with the
+    atomic numbers of the elements it may see. It computes in the type of its own parameters (cast ``graph.edge_vector``,
+    which is float64), knows nothing of LAMMPS, MPI or export, and calls ``exchange(h)`` once before each layer that reads
+    features which its neighbours have computed.
     """
 
     Config: ClassVar[Any]

@@ -8,6 +8,7 @@ exactly where the feed-forward is spectral; not with its mirror image, from whic
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -120,7 +121,7 @@ class ESEN(Backbone):
     separable = True
     bidirectional = False
 
-    def __init__(self, config: ESENConfig, cutoff: float) -> None:
+    def __init__(self, config: ESENConfig, cutoff: float, _numbers: Sequence[int] = ()) -> None:
         super().__init__()
         config.check()
         self.config = config

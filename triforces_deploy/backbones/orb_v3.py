@@ -7,6 +7,7 @@ Features of the atoms are the last node states; the released mean-pooled energy 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -64,7 +65,7 @@ class OrbV3(Backbone):
     separable = True
     bidirectional = True
 
-    def __init__(self, config: OrbV3Config, cutoff: float) -> None:
+    def __init__(self, config: OrbV3Config, cutoff: float, _numbers: Sequence[int] = ()) -> None:
         super().__init__()
         config.check()
         self.config = config

@@ -8,6 +8,7 @@ from triforces_deploy.backbones.base import Backbone
 
 BACKBONES: dict[str, tuple[str, str]] = {
     "esen": ("triforces_deploy.backbones.esen", "ESEN"),
+    "mace": ("triforces_deploy.backbones.mace", "MACE"),
     "orb_v3": ("triforces_deploy.backbones.orb_v3", "OrbV3"),
 }
 """Name in a recipe → (module, class). A new backbone is one file and one row here."""

@@ -8,11 +8,11 @@ from itertools import pairwise
 from torch import nn
 
 
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers of the given widths with SiLU between them and none after the last."""
+def mlp(sizes: Sequence[int], bias: bool = True) -> nn.Sequential:
+    """Linear layers of the given widths with SiLU between them and none after the last; without ``bias``, 0 gives 0."""
     layers: list[nn.Module] = []
     for k, (n_in, n_out) in enumerate(pairwise(sizes)):
         if k:
             layers.append(nn.SiLU())
-        layers.append(nn.Linear(n_in, n_out))
+        layers.append(nn.Linear(n_in, n_out, bias=bias))
     return nn.Sequential(*layers)

@@ -39,6 +39,18 @@ UNIVERSAL = Screening(
 )
 """The universal potential of Ziegler, Biersack and Littmark (1985), to the digits that LAMMPS' ``pair_style zbl`` has."""
 
+MACE = Screening(
+    c=(0.1818, 0.5099, 0.2802, 0.02817),
+    d=(3.2, 0.9423, 0.4028, 0.2016),
+    length=0.4543 * 0.529,
+    power=0.3,
+    coulomb=14.3996,
+)
+"""What the public MACE models were trained with: shorter than the universal one, with another power of the charges."""
+
+FORMS = {"universal": UNIVERSAL, "mace": MACE}
+"""Name in a configuration → constants."""
+
 
 def pair_energy(r: Tensor, z_centre: Tensor, z_neighbour: Tensor, screening: Screening = UNIVERSAL) -> Tensor:
     """V(r) of pairs of nuclei, without a cutoff.
@@ -65,9 +77,9 @@ class ZBL(nn.Module):
     more than the cutoff of the graph are cut there; no pair of elements does so with the usual 5 or 6 Å.
     """
 
-    def __init__(self, screening: Screening = UNIVERSAL) -> None:
+    def __init__(self, screening: Screening = UNIVERSAL, power: int = ENVELOPE_POWER) -> None:
         super().__init__()
-        self.screening = screening
+        self.screening, self.power = screening, power
         # Whole picometres, because a change of the network's precision also rounds the floating-point buffers.
         picometres = torch.tensor([round(100.0 * float(r)) for r in covalent_radii[:N_NUMBERS]], dtype=torch.int64)
         self.register_buffer("radii_pm", picometres, persistent=False)
@@ -82,7 +94,7 @@ class ZBL(nn.Module):
 
         def half(vectors: Tensor, centre: Tensor, neighbour: Tensor) -> Messages:
             r = lengths(vectors)
-            envelope = polynomial_envelope(r, centre[:, 1] + neighbour[:, 1], ENVELOPE_POWER)
+            envelope = polynomial_envelope(r, centre[:, 1] + neighbour[:, 1], self.power)
             return Messages(to_centre=(0.5 * pair_energy(r, centre[:, 0], neighbour[:, 0], self.screening) * envelope,))
 
         ends = (Ends(nuclei, _as_they_are, _as_they_are),)

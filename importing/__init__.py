@@ -1,0 +1,1 @@
+"""Other projects' model files as checkpoints of ours; see :mod:`triforces_deploy.importing.importing`."""
