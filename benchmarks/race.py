@@ -4,8 +4,9 @@
 
 ``--python`` names the interpreter that has a rival's package; there may be several. Each rival makes a model of its canonical
 size with random weights; ours imports that very file. An evaluation gives energy, forces and stress of silicon, rattled,
-from a neighbour list that is there already. Processes alternate, so that a busy machine is unfair to all alike. Memory is
-the peak over what the process held before its first evaluation. Writes results/race.jsonl, a line per contender and size.
+from a neighbour list that is there already. Processes alternate, so that a busy machine is unfair to all alike; with one
+thread time is that of the processor. Memory is the peak over what the process held before its first evaluation. Writes
+results/race.jsonl, a line per contender and size.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ class Contender:
             self.process.stdin.flush()
         except BrokenPipeError:
             return {"error": "ended"}
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"error": f"ended with code {self.process.wait()}"}
+        for line in self.process.stdout:
+            if line.startswith("{"):  # packages print things while they are imported
+                return dict(json.loads(line))
+        return {"error": f"ended with code {self.process.wait()}"}
 
     def end(self) -> None:
         self.process.communicate()

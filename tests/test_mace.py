@@ -72,10 +72,7 @@ def test_all_symbols_are_invariant() -> None:
 
 
 def test_there_are_as_many_polynomials_as_group_theory_says() -> None:
-    """Multiplicities of L in the symmetric powers of 0 ⊕ 1 ⊕ … ⊕ l_max, by characters of rotations.
-
-    Counted over whole degrees of parity (−1)^Σl, the sums of squares of ``test_all_symbols`` being none of its business.
-    """
+    """Multiplicities of L in the symmetric powers of 0 ⊕ 1 ⊕ … ⊕ l_max, from characters of rotations and inversions."""
     l_max, order = 3, 3
     angles = (np.arange(2000) + 0.5) * np.pi / 2000
     measure = (1 - np.cos(angles)) / len(angles)  # class function average over rotations

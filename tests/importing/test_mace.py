@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from triforces_deploy.artifact import read_artifact
 from triforces_deploy.calculator import TriForcesCalculator
 from triforces_deploy.config import CompositionConfig
 from triforces_deploy.errors import UserError
+from triforces_deploy.export.exporting import ExportOptions, export
 from triforces_deploy.importing.foreign import read
 from triforces_deploy.importing.importing import import_file
 from triforces_deploy.importing.mace import import_mace
@@ -50,6 +52,14 @@ def golden(name: str, structure: str) -> tuple[Atoms, dict[str, np.ndarray]]:
     return atoms, found
 
 
+@cache
+def imported(path: Path, head: str | None, dtype: torch.dtype) -> Model:
+    """Not to be changed: several tests share it."""
+    model = import_mace(path, head, None).model
+    model.set_network_dtype(dtype)
+    return model
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -57,8 +67,7 @@ def test_numbers_equal_the_public_package(
     name: str, structure: str, dtype: torch.dtype, tolerance: float, public: dict[str, Path]
 ) -> None:
     """Those of the package are float64 for both: its own float32 is up to fifteen times further from them than ours."""
-    model = import_mace(public[name], HEADS[name], None).model
-    model.set_network_dtype(dtype)
+    model = imported(public[name], HEADS[name], dtype)
     atoms, expected = golden(name, structure)
     graph = graph_from_atoms(atoms, model.config.cutoff)
     energies, edge_forces, features = model.run(graph, with_embeddings=True)
@@ -78,15 +87,15 @@ def test_numbers_equal_the_public_package(
 def test_the_numbers_depend_on_the_repulsion_the_head_and_the_transform(public: dict[str, Path]) -> None:
     """Or the test above would not see them."""
     atoms, expected = golden("full", "crystal")
-    imported = import_mace(public["full"], "second", None).model
-    graph = graph_from_atoms(atoms, imported.config.cutoff)
-    repulsion = imported.zbl
+    model = import_mace(public["full"], "second", None).model
+    graph = graph_from_atoms(atoms, model.config.cutoff)
+    repulsion = model.zbl
     assert repulsion is not None
     assert float(repulsion(graph).max()) > 1e-3
     with torch.no_grad():
-        other = import_mace(public["full"], "first", None).model(graph).numpy()
-        imported.interaction.get_buffer("agnesi_q").add_(0.1)
-        changed = imported(graph).numpy()
+        other = imported(public["full"], "first", torch.float64)(graph).numpy()
+        model.interaction.get_buffer("agnesi_q").add_(0.1)
+        changed = model(graph).numpy()
     for wrong in (other, changed):
         assert np.abs(wrong - expected["node_energy"]).max() > 1e-6
 
@@ -101,13 +110,12 @@ def test_fewer_elements_give_the_same_numbers(public: dict[str, Path]) -> None:
 
 
 def test_import_makes_an_ordinary_checkpoint(public: dict[str, Path], tmp_path: Path) -> None:
-    """From the command line to an artifact with the numbers of the public package, on one more machine without it."""
+    """From the command line to an artifact with the numbers of the public package."""
     ckpt, pt = tmp_path / "full.ckpt", tmp_path / "full.pt"
     command = [TFDEPLOY, "import", "mace", public["full"], "-o", ckpt, "--head", "second", "--json"]
     summary = json.loads(subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout)
     assert summary["said"]["heads"] == ["first", "second"]
-    command = [TFDEPLOY, "export", ckpt, "-o", pt, "--to", "eager"]
-    subprocess.run([str(c) for c in command], check=True, capture_output=True)
+    export(ckpt, pt, ExportOptions(backends=()))
     metadata = read_artifact(pt).metadata
     assert metadata.provenance["imported"]["file"] == "full.model"
     assert metadata.facts.n_exchanges == 1

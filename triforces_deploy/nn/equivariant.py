@@ -141,46 +141,46 @@ class SymmetricContraction(nn.Module):
 
     def forward(self, x: Tensor, elements: Tensor) -> Tensor:
         """(N, (l_max+1)², K) and one-hot elements (N, n_elements) → (N, (l_out+1)², K)."""
-        components = x.transpose(0, 1).contiguous()  # components first: constants then meet one wide matrix
-        factors = [components[of_degree(degree)] for degree in range(self.l_max + 1)]
+        factors = [x[:, of_degree(degree)] for degree in range(self.l_max + 1)]
         levels = [factors]
         for products in self.plan.levels[1:]:
             levels.append(_multiplied(levels[-1], products, factors))
         results = [self._summed(degree, levels, elements) for degree in range(len(self.plan.terms))]
-        return torch.cat(results).transpose(0, 1)
+        return torch.cat(results, dim=1)
 
     def _summed(self, degree: int, levels: list[list[Tensor]], elements: Tensor) -> Tensor:
-        """B_L of one degree, (2L+1, N, K)."""
+        """B_L of one degree, (N, 2L+1, K)."""
         weight = self.weights[degree]
-        of_atoms: Tensor = (elements @ weight.flatten(1)).unflatten(1, weight.shape[1:]).transpose(0, 1)
+        of_atoms = (elements @ weight.flatten(1)).unflatten(1, weight.shape[1:])[:, :, None].unbind(1)
         total: Tensor = of_atoms[0] * levels[0][degree]  # the first term is x_L itself
         last: dict[tuple[int, int], Tensor] = {}
-        for w, (length, product) in zip(of_atoms[1:].unbind(0), self.plan.terms[degree][1:], strict=True):
+        for w, (length, product) in zip(of_atoms[1:], self.plan.terms[degree][1:], strict=True):
             shorter = levels[length - 2][product.parent]
-            key = product.factor, shorter.shape[0] // 2
+            key = product.factor, shorter.shape[1] // 2
             last[key] = last[key] + w * shorter if key in last else w * shorter
         for (factor, shorter_degree), sums in last.items():
             # C meets x first: (2L+1)(2λ+1) rows are fewer than the (2l+1)(2λ+1) of u ⊗ x.
             array = coupling(shorter_degree, factor, degree)
             partial = _left(array.reshape(-1, array.shape[2]), levels[0][factor])
-            total = total + (partial.unflatten(0, (2 * degree + 1, -1)) * sums).sum(1)
+            total = total + (partial.unflatten(1, (2 * degree + 1, -1)) * sums[:, None]).sum(2)
         return total
 
 
 def _multiplied(shorter: list[Tensor], products: Sequence[Product], factors: list[Tensor]) -> list[Tensor]:
-    """Each product, (2λ+1, N, K), from those with one factor less; all λ of a pair in one matrix product."""
+    """Each product, (N, 2λ+1, K), from those with one factor less; all λ of a pair in one matrix product."""
     results: dict[Product, Tensor] = {}
     for parent, factor in dict.fromkeys((p.parent, p.factor) for p in products):
         wanted = [p for p in products if (p.parent, p.factor) == (parent, factor)]
-        outer = (shorter[parent][:, None] * factors[factor]).flatten(0, 1)
-        arrays = [coupling(shorter[parent].shape[0] // 2, factor, p.degree) for p in wanted]
+        outer = (shorter[parent][:, :, None] * factors[factor][:, None]).flatten(1, 2)
+        arrays = [coupling(shorter[parent].shape[1] // 2, factor, p.degree) for p in wanted]
         joined = np.concatenate([array.reshape(len(array), -1) for array in arrays])
-        results |= zip(wanted, _left(joined, outer).split([len(array) for array in arrays]), strict=True)
+        results |= zip(wanted, _left(joined, outer).split([len(array) for array in arrays], dim=1), strict=True)
     return [results[p] for p in products]
 
 
 def _left(array: Array, x: Tensor) -> Tensor:
-    """Constants (a, b) times (b, N, K) → (a, N, K)."""
-    product: Tensor = table(array, x) @ x.flatten(1)
-    wide: Tensor = product.unflatten(1, x.shape[1:])
-    return wide
+    """Constants (a, b) times (N, b, K) → (N, a, K).
+
+    Not ``@``, which puts the atoms behind the channels: strides then depend on what is not known when a graph is captured.
+    """
+    return torch.bmm(table(array, x).expand(x.shape[0], -1, -1), x)
