@@ -96,11 +96,13 @@ def changed(public: Path, to: Path, change: Any) -> Path:
         ("charge_balanced_channels", [0, 1], "charge_balanced_channels"),
         ("model", "escaip_backbone", "only eSEN in its form eSCN-MD"),
         ("num_layers", 3, "which its options ask for"),
-        ("num_layers", 1, "backbone.blocks.1.* has no counterpart here"),
+        ("num_layers", 1, r"backbone\.blocks\.1\..* has no counterpart here"),
         ("hidden_channels", 7, "does not fit the sizes"),
     ],
 )
-def test_what_is_not_represented_is_refused_by_name(option: str, value: Any, message: str, public: Path, tmp_path: Path) -> None:
+def test_what_is_not_represented_is_refused_by_name(
+    option: str, value: Any, message: str, public: Path, tmp_path: Path
+) -> None:
     def change(state: dict[str, Any]) -> None:
         state["model_config"]["backbone"][option] = value
 
@@ -118,7 +120,7 @@ def test_other_faults_are_one_line(public: Path, tmp_path: Path) -> None:
         import_esen(public, "oc20", None)
     with pytest.raises(UserError, match="does not know 'Lr'; it knows those up to Es"):
         import_esen(public, "omat", ["Si", "Lr"])
-    with pytest.raises(UserError, match="shifted by 0.3 per structure"):
+    with pytest.raises(UserError, match=r"shifted by 0\.3 per structure"):
         import_esen(changed(public, tmp_path / "x.pt", shift), "omat", None)
     torch.save(_Written(), tmp_path / "y.pt")
     with pytest.raises(UserError, match="has no model_config"):
