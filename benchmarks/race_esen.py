@@ -56,6 +56,7 @@ def prepare(form: str, folder: Path, precision: str, atoms: Atoms) -> Evaluate:
         result = head(data, model.backbone(data))
         return float(result["energy"].detach()), result["forces"].detach().double().numpy()
 
+    atoms.wrap()  # as the next line does, which does not say so to the shifts
     graph = AtomicData.from_ase(atoms, target_dtype=dtype)
     graph.charge, graph.spin, graph.dataset = torch.tensor([0]), torch.tensor([0]), ["omat"]
     centre, neighbour, shifts = neighbor_list("ijS", atoms, CUTOFF)
