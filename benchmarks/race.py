@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-RIVALS = {"mace": ("race_mace.py", ("eager", "torchscript"))}
+RIVALS = {"esen": ("race_esen.py", ("eager", "blocks")), "mace": ("race_mace.py", ("eager", "torchscript"))}
 """Kind of `tfdeploy import` → the script that runs the rival, and its forms."""
 OURS = ("race_ours.py", ("aoti", "torchscript", "eager"))
 

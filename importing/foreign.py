@@ -87,15 +87,15 @@ class _Unpickler(pickle.Unpickler):
         return type("StandIn", (StandIn,), {"path": f"{module}.{name}"})
 
 
-def read(path: Path, what: str) -> StandIn:
-    """The pickled module in a file.
+def read_object(path: Path, what: str) -> StandIn:
+    """The pickled object in a file.
 
     Args:
         path: the file.
         what: what is expected, e.g. 'a MACE model'.
 
     Raises:
-        UserError: no such file, no pickled module, or damaged.
+        UserError: no such file, no pickled object, or damaged.
     """
     existing(path, what)
     if not zipfile.is_zipfile(path):
@@ -112,6 +112,14 @@ def read(path: Path, what: str) -> StandIn:
         raise UserError(f"{path} is damaged ({type(error).__name__} while reading it); copy it again") from error
     if isinstance(content, dict):
         raise UserError(f"{path} holds weights without the model they belong to; give the file of the whole model")
-    if not isinstance(content, StandIn) or not isinstance(content.state, dict) or "_modules" not in content.state:
+    if not isinstance(content, StandIn) or not isinstance(content.state, dict):
+        raise UserError(f"{path} holds no model; expected {what}")
+    return content
+
+
+def read(path: Path, what: str) -> StandIn:
+    """The pickled module in a file; UserError as :func:`read_object` raises it, and where it is no module."""
+    content = read_object(path, what)
+    if "_modules" not in content.state:
         raise UserError(f"{path} holds no model; expected {what}")
     return content

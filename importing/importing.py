@@ -11,13 +11,15 @@ from triforces_deploy.artifact import Parity
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import sha256_of
 
+from .esen import import_esen
+from .esen_verify import against_esen
 from .imported import Imported
 from .mace import import_mace
 from .mace_verify import against_mace
 
 Import = Callable[[Path, str | None, Sequence[str] | None], Imported]
 Against = Callable[[Path, Imported], Parity]
-KINDS: dict[str, tuple[Import, Against]] = {"mace": (import_mace, against_mace)}
+KINDS: dict[str, tuple[Import, Against]] = {"esen": (import_esen, against_esen), "mace": (import_mace, against_mace)}
 """What can be imported: file, head and elements → model; and the comparison with the package that the file comes from."""
 
 

@@ -10,20 +10,16 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii
-from numpy.typing import NDArray
 
-from triforces_deploy import derivatives
 from triforces_deploy.artifact import Parity
 from triforces_deploy.errors import UserError
-from triforces_deploy.neighbours import graph_from_atoms
 
+from .comparing import Results, compared, results_of
 from .imported import Imported
 
 PACKAGE = "mace-torch"
 TOLERANCE = 1e-6
 """Relative. Models trained in float32 have constants rounded to it in mace-torch and exact ones here: about 1e-8."""
-
-Results = dict[str, NDArray[np.float64]]
 
 
 def against_mace(path: Path, made: Imported) -> Parity:
@@ -44,16 +40,10 @@ def against_mace(path: Path, made: Imported) -> Parity:
     torch.set_default_dtype(torch.float64)  # already while the file is read: what it computes then stays as it is
     try:
         calculator = MACECalculator(model_paths=[str(path)], device="cpu", default_dtype="float64", **head)
-        pairs = [(_ours(made, atoms), _theirs(calculator, atoms)) for atoms in structures]
+        pairs = [(results_of(made, atoms), _theirs(calculator, atoms)) for atoms in structures]
     finally:
         torch.set_default_dtype(before)
-    worst = {key: _relative([(a[key], b[key]) for a, b in pairs if key in b]) for key in ("energy", "forces", "stress")}
-    reference = f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
-    result = Parity("imported", reference, len(structures), **worst, tolerance=TOLERANCE)
-    for quantity, value in worst.items():
-        if not value <= TOLERANCE:
-            raise UserError(f"{path}: imported {quantity} differ from {reference} by {value:.2e} relative; report this model")
-    return result
+    return compared(path, pairs, f"{PACKAGE} {importlib.metadata.version(PACKAGE)}", TOLERANCE)
 
 
 def _structures(elements: tuple[str, ...]) -> list[Atoms]:
@@ -71,25 +61,8 @@ def _structures(elements: tuple[str, ...]) -> list[Atoms]:
     return [*crystals, *(Atoms(symbol) for symbol in elements)]
 
 
-def _ours(made: Imported, atoms: Atoms) -> Results:
-    graph = graph_from_atoms(atoms, made.model.config.cutoff)
-    energies, edge_forces = made.model.run(graph)
-    tensors = {
-        "energy": energies.sum() / len(atoms),
-        "forces": derivatives.forces(edge_forces, graph),
-        "stress": derivatives.stress(edge_forces, graph)[0],
-    }
-    return {key: tensor.numpy() for key, tensor in tensors.items()}
-
-
 def _theirs(calculator: object, atoms: Atoms) -> Results:
     atoms = atoms.copy()
     atoms.calc = calculator
     results = {"energy": np.array(atoms.get_potential_energy() / len(atoms)), "forces": atoms.get_forces()}
     return results | ({"stress": atoms.get_stress(voigt=False)} if atoms.cell.rank == 3 else {})
-
-
-def _relative(pairs: list[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:
-    """Largest difference over the largest value of all structures."""
-    scale = max(float(np.abs(b).max()) for _, b in pairs)
-    return max(float(np.abs(a - b).max()) for a, b in pairs) / (scale or 1.0)

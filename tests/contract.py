@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.ranks import Counter, check_split, deviation
 from triforces_deploy import exchange
@@ -24,6 +26,7 @@ from triforces_deploy.config import read
 from triforces_deploy.derivatives import evaluate, forces, virial
 from triforces_deploy.graph import Graph, collate
 from triforces_deploy.neighbours import graph_from_atoms
+from triforces_deploy.nn import blocks
 
 CUTOFF = 4.0
 NUMBERS = (1, 6, 8, 14, 29)
@@ -212,6 +215,33 @@ def check_ranks(subject: Subject) -> None:
         assert deviation(subject, atoms, CUTOFF, False, communicate=True) > 1e-6, "declared bidirectional but is not"
 
 
+def check_blocks(subject: Subject) -> None:
+    """Evaluation in small blocks, of which nothing or all is kept, and layer by layer: the same numbers."""
+    graph = collate([graph_from_atoms(crystal() * (2, 1, 1), CUTOFF), graph_from_atoms(Atoms("Si"), CUTOFF)])
+    expected = evaluate(subject, graph)
+    with patch.object(blocks, "BLOCK_BYTES", 1):
+        for memory in (blocks.using(0), blocks.using(10**12), blocks.keeping_nothing()):
+            with memory:
+                found = evaluate(subject, graph)
+            for new, old in zip(found, expected, strict=True):
+                torch.testing.assert_close(new, old, rtol=1e-11, atol=1e-13)
+
+
+def check_capture(subject: Subject) -> None:
+    """One flat graph of tensor operations, recorded from one structure, gives the numbers of others, also of none."""
+    example = collate([graph_from_atoms(crystal(), CUTOFF), graph_from_atoms(molecule("CH4"), CUTOFF)])
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(evaluate(subject, Graph(*tensors)))
+
+    with torch.no_grad():
+        module = make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example)
+    for atoms in (*structures().values(), Atoms("Si"), Atoms()):
+        graph = graph_from_atoms(atoms, CUTOFF)
+        for new, old in zip(module(*graph), evaluate(subject, graph), strict=True):
+            torch.testing.assert_close(new, old, rtol=1e-12, atol=1e-13)
+
+
 def _displaced(atoms: Atoms, displacement: NDArray[np.float64]) -> Atoms:
     moved = atoms.copy()
     moved.positions += displacement
@@ -251,4 +281,6 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_smoothness,
     check_exchange_calls,
     check_ranks,
+    check_blocks,
+    check_capture,
 )

@@ -10,6 +10,19 @@ from tests.contract import CHECKS, Subject
 from triforces_deploy.backbones.table import BACKBONES
 
 SMALL: dict[str, dict[str, Any]] = {
+    "esen": {
+        "channels": 6,
+        "hidden": 5,
+        "edge_channels": 7,
+        "n_layers": 2,
+        "l_max": 3,
+        "m_max": 2,
+        "n_gaussians": 8,
+        "charge": -1,
+        "spin": 2,
+        "datasets": ["a", "b"],
+        "dataset": "b",
+    },
     "mace": {
         "channels": 4,
         "l_hidden": 1,

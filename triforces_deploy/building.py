@@ -55,7 +55,7 @@ def _refuse_absurd_sizes(config: ModelConfig, weights: dict[str, Tensor], misfit
     if config.composition is not None and config.composition.table:
         sizes = dataclasses.replace(sizes, composition=None)  # the transformer that it speaks of is not there any more
     for value in _numbers(as_dict(sizes)):
-        if not 0 <= value <= most:
+        if abs(value) > most:  # a charge may be negative
             raise misfit
     cap = config.max_neighbours
     if not 0 < config.cutoff <= MAX_CUTOFF or not (cap is None or 0 < cap < 1 << 31):

@@ -193,7 +193,7 @@ def export(
 
 @app.command("import")
 def import_(
-    kind: Annotated[str, typer.Argument(help="Whose model it is: mace.")],
+    kind: Annotated[str, typer.Argument(help="Whose model it is: esen or mace.")],
     source: Annotated[Path, typer.Argument(help="Their file of the whole model, e.g. my.model.")],
     out: Out,
     head: Annotated[str | None, typer.Option(help="Which head, of a model that has several.")] = None,

@@ -7,6 +7,7 @@ from importlib import import_module
 from triforces_deploy.backbones.base import Backbone
 
 BACKBONES: dict[str, tuple[str, str]] = {
+    "esen": ("triforces_deploy.backbones.esen", "ESEN"),
     "mace": ("triforces_deploy.backbones.mace", "MACE"),
     "orb_v3": ("triforces_deploy.backbones.orb_v3", "OrbV3"),
 }

@@ -35,6 +35,23 @@ def bessel(r: Tensor, cutoff: float, n: int) -> Tensor:
     return math.sqrt(2.0 / cutoff) * torch.sin(r[:, None] * wave_numbers) / r[:, None]
 
 
+def gaussians(r: Tensor, cutoff: float, n: int, width: float) -> Tensor:
+    """exp(−(r − μ_k)² / 2σ²) at n centres from 0 to the cutoff; they do not vanish there by themselves.
+
+    Args:
+        r: (E,) Å.
+        cutoff: Å, the last centre.
+        n: number of functions, at least 2.
+        width: σ in units of the distance between two centres.
+
+    Returns:
+        (E, n).
+    """
+    spacing = cutoff / (n - 1)
+    centres = torch.arange(n, dtype=r.dtype, device=r.device) * spacing
+    return torch.exp((-0.5 / (width * spacing) ** 2) * (r[:, None] - centres).square())
+
+
 def polynomial_envelope(r: Tensor, cutoff: float | Tensor, p: int) -> Tensor:
     """1 + O(x^p) at x = r/rc = 0 and O((1−x)³) at x = 1; zero beyond, hence C² everywhere.
 

@@ -1,0 +1,68 @@
+"""An imported eSEN model against fairchem-core, where that is installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from triforces_deploy.artifact import Parity
+from triforces_deploy.errors import UserError
+
+from .comparing import Results, compared, results_of
+from .imported import Imported
+
+PACKAGE = "fairchem-core"
+TOLERANCE = 1e-6
+"""Relative. Constants that are float32 in a model trained in it are exact here: about 1e-7."""
+SETTINGS = {"otf_graph": True, "always_use_pbc": False, "regress_stress": True, "max_neighbors": 10_000}
+"""The public model builds its graph as ours is built."""
+
+
+def against_esen(path: Path, made: Imported) -> Parity:
+    """Energies per atom, forces and stress in float64, on a crystal, a skewed one with two elements, and a molecule.
+
+    Raises:
+        UserError: fairchem-core is not here, or the numbers differ.
+    """
+    try:
+        from fairchem.core.datasets.atomic_data import AtomicData
+        from fairchem.core.models.uma.outputs import compute_energy, compute_forces_and_stress
+        from fairchem.core.units.mlip_unit.utils import load_inference_model
+    except ImportError as error:
+        raise UserError(
+            f"--verify needs {PACKAGE} in this environment: pip install {PACKAGE}, or leave --verify out"
+        ) from error
+    loaded, _ = load_inference_model(str(path), {"backbone": SETTINGS}, use_ema=True)
+    public = loaded.module.double().eval()
+    (readout,) = (module for name, module in public.named_modules() if name.endswith("energy_block"))
+
+    def theirs(atoms: Atoms) -> Results:
+        data: Any = AtomicData.from_ase(atoms, target_dtype=torch.float64)
+        data.charge, data.spin = (torch.tensor([made.said[key]]) for key in ("charge", "spin"))
+        data.dataset = [made.said["dataset"]]
+        energy, part = compute_energy(public.backbone(data), readout, data["batch"], 1)
+        forces, stress = compute_forces_and_stress(part, data["pos"], data["cell"], data["batch"], training=False)
+        scale, references = float(made.model.scale), made.model.references[torch.as_tensor(atoms.numbers)]
+        results = {"energy": (energy.detach()[0] * scale + references.sum()) / len(atoms), "forces": forces * scale}
+        if atoms.pbc.all():
+            results["stress"] = stress.reshape(3, 3) * scale
+        return {key: tensor.detach().numpy() for key, tensor in results.items()}
+
+    pairs = [(results_of(made, atoms), theirs(atoms)) for atoms in _structures(made.model.config.elements)]
+    return compared(path, pairs, f"{PACKAGE} {importlib.metadata.version(PACKAGE)}", TOLERANCE)
+
+
+def _structures(elements: tuple[str, ...]) -> list[Atoms]:
+    crystal = bulk(elements[0], "fcc", a=4.1, cubic=True)
+    skewed = bulk("Si", "diamond", a=5.4)
+    skewed.symbols[:] = [elements[0], elements[-1]]
+    shape = molecule("CH4")
+    shape.symbols[:] = [elements[k % len(elements)] for k in range(len(shape))]
+    for seed, atoms in enumerate((crystal, skewed, shape)):
+        atoms.rattle(0.05, seed=seed)
+    return [crystal, skewed, shape]
