@@ -34,12 +34,13 @@ from .verify import check, parity
 from .verify_positions import compare_form, open_form
 
 
-def rebuild_payload(artifact: Artifact, backend: str) -> Payload:
+def rebuild_payload(artifact: Artifact, backend: str, device: torch.device) -> Payload:
     """The same form as one in the file, compiled here from the safe core and compared with the eager model.
 
     Args:
         artifact: its model is compiled; its own payloads are not touched.
         backend: one that it holds.
+        device: to compile for, where the back end makes a difference, and to compare on.
 
     Raises:
         UnusableError: it cannot be compiled on this machine.
@@ -47,13 +48,11 @@ def rebuild_payload(artifact: Artifact, backend: str) -> Payload:
     """
     facts, model = artifact.metadata.facts, rebuild(artifact)
     wanted = next(info for info in artifact.metadata.payloads if info.backend == backend)
-    payload = compile_payload(
-        backend, capture(model, facts, _has_embeddings(model, wanted.outputs), wanted.details.get("lean", False))
-    )
+    captured = capture(model, facts, _has_embeddings(model, wanted.outputs), wanted.details.get("lean", False))
+    payload = compile_payload(backend, dataclasses.replace(captured, device=device.type))
     compiled = row(backend)
-    candidate = Potential(
-        facts, compiled.open(payload.info, payload.content), backend, payload.info.outputs, compiled.exchanges
-    )
+    run = compiled.open(payload.info, payload.content, device)
+    candidate = Potential(facts, run, backend, payload.info.outputs, compiled.exchanges, device=device)
     check(_measured(backend, candidate, _eager(artifact, model)))
     return payload
 

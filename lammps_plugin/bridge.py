@@ -17,22 +17,29 @@ from typing import Any
 
 import torch
 
-from triforces_deploy import artifact
 from triforces_deploy.allocator import keep_freed_memory
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS
+from triforces_deploy.lammps_plugin import placement
 from triforces_deploy.lammps_plugin.session import Session, StepLike
+from triforces_deploy.lammps_plugin.skin import Frame
 from triforces_deploy.lammps_plugin.startup import Run
 from triforces_deploy.neighbours import OVERLAP
 
-ABI = 1
+ABI = 2
 TEXT = 16384
 
 
 class FactsStruct(Structure):
     """``tf_facts``."""
 
-    _fields_ = (("cutoff", c_double), ("overlap", c_double), ("bidirectional", c_int32), ("exchanges", c_int32))
+    _fields_ = (
+        ("cutoff", c_double),
+        ("overlap", c_double),
+        ("bidirectional", c_int32),
+        ("exchanges", c_int32),
+        ("by_positions", c_int32),
+    )
 
 
 class RunStruct(Structure):
@@ -69,11 +76,39 @@ class StepStruct(Structure):
     )
 
 
+class FrameStruct(Structure):
+    """``tf_frame``."""
+
+    _fields_ = (
+        ("atoms", c_int64),
+        ("rows", c_int64),
+        ("owned", c_int64),
+        ("centres", c_int64),
+        ("pairs", c_int64),
+        ("positions", c_void_p),
+        ("numbers", c_void_p),
+        ("counts", c_void_p),
+        ("row", c_void_p),
+        ("centre", c_void_p),
+        ("first", c_void_p),
+        ("neighbour", c_void_p),
+        ("new_list", c_int32),
+        ("new_numbers", c_int32),
+        ("atom_virials", c_int32),
+        ("shortest", c_double),
+        ("energies", c_void_p),
+        ("forces", c_void_p),
+        ("virial", c_void_p),
+        ("atom_virial", c_void_p),
+    )
+
+
 _Exchange = CFUNCTYPE(c_int32, c_void_p, c_int32, c_int32, c_int64, c_void_p)
-_Open = CFUNCTYPE(c_int32, c_char_p, c_void_p, c_int32, POINTER(c_int64), POINTER(FactsStruct))
+_Open = CFUNCTYPE(c_int32, c_char_p, c_void_p, c_int32, c_int32, POINTER(c_int64), POINTER(FactsStruct))
 _Map = CFUNCTYPE(c_int32, c_int64, c_char_p, POINTER(c_int32))
 _Start = CFUNCTYPE(c_int32, c_int64, POINTER(RunStruct), c_void_p)
 _Compute = CFUNCTYPE(c_int32, c_int64, POINTER(StepStruct))
+_Move = CFUNCTYPE(c_int32, c_int64, POINTER(FrameStruct))
 _Close = CFUNCTYPE(None, c_int64)
 
 
@@ -88,6 +123,7 @@ class TableStruct(Structure):
         ("map", _Map),
         ("start", _Start),
         ("compute", _Compute),
+        ("move", _Move),
         ("close", _Close),
     )
 
@@ -100,15 +136,16 @@ class Bridge:
         self._sessions: dict[int, Session] = {}
         self._numbers = itertools.count()
 
-    def open(self, file: bytes, pair: int, threads: int, number: Any, facts: Any) -> None:
+    def open(self, file: bytes, pair: int, threads: int, local_rank: int, number: Any, facts: Any) -> None:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(threads)
         path = os.fsdecode(file)
-        session = Session(artifact.load(Path(path)), path, self._table.exchange, pair)
+        potential, place = placement.load(Path(path), placement.choose(local_rank))
+        session = Session(potential, path, self._table.exchange, pair, place)
         number[0] = next(self._numbers)
         self._sessions[number[0]] = session
         its = session.potential.facts
-        facts[0] = FactsStruct(its.cutoff, OVERLAP, its.bidirectional, its.n_exchanges)
+        facts[0] = FactsStruct(its.cutoff, OVERLAP, its.bidirectional, its.n_exchanges, place.by_positions)
 
     def map(self, number: int, names: bytes, numbers: Any) -> None:
         for kind, atomic_number in enumerate(self._sessions[number].map(names.decode().split()), start=1):
@@ -120,6 +157,10 @@ class Bridge:
     def compute(self, number: int, step: Any) -> None:
         here: StepLike = step[0]
         self._sessions[number].compute(here)
+
+    def move(self, number: int, frame: Any) -> None:
+        here: Frame = frame[0]
+        self._sessions[number].move(here)
 
     def close(self, number: int) -> None:
         self._sessions.pop(number, None)
@@ -139,6 +180,7 @@ def attach(address: int) -> None:
     table.map = _Map(_guarded(bridge.map, table))
     table.start = _Start(_guarded(bridge.start, table))
     table.compute = _Compute(_guarded(bridge.compute, table))
+    table.move = _Move(_guarded(bridge.move, table))
     table.close = _Close(bridge.close)
     table.open = _Open(_guarded(bridge.open, table))
     _bridges.append(bridge)

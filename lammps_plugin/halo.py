@@ -32,8 +32,9 @@ class Halo:
     def _moved(self, rows: Tensor, adjoint: bool) -> Tensor:
         if rows.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"only float32 and float64 rows travel between ranks, got {rows.dtype}")
-        out = rows.clone(memory_format=torch.contiguous_format)
+        # MPI reads the host's memory only. The copy to it waits for the device, the one back does not.
+        out = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=rows.is_cuda).copy_(rows)
         # Also with no rows at all: the other ranks wait for this one.
         if self._swap(self._pair, int(adjoint), out.element_size(), out.shape[1], out.data_ptr()):
             raise RuntimeError("LAMMPS' communication between ranks failed")
-        return out
+        return out.to(rows.device, non_blocking=True)

@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
 from ase.data import atomic_numbers
 from torch import Tensor
@@ -15,6 +14,10 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.lammps_plugin import startup
 from triforces_deploy.lammps_plugin.halo import Halo, Swap
+from triforces_deploy.lammps_plugin.placement import Placement
+from triforces_deploy.lammps_plugin.positions import Positions
+from triforces_deploy.lammps_plugin.skin import Frame
+from triforces_deploy.lammps_plugin.views import view
 from triforces_deploy.potential import Potential
 
 
@@ -40,15 +43,17 @@ class Session:
         file: where it came from, for messages.
         swap: the function of the C++ side that moves rows between ranks.
         pair: the pair style, handed to ``swap``.
+        placement: where the potential is and what it is given.
     """
 
-    def __init__(self, potential: Potential, file: str, swap: Swap, pair: int | None) -> None:
-        self.potential = potential
+    def __init__(self, potential: Potential, file: str, swap: Swap, pair: int | None, placement: Placement) -> None:
+        self.potential, self.placement = potential, placement
         self._file = file
         self._halo = Halo(swap, pair)
         self._ranks = 1
         # LAMMPS reads the results after compute() has returned.
         self._results: tuple[Tensor, Tensor] | None = None
+        self._positions: Positions | None = None
 
     def map(self, names: Sequence[str]) -> list[int]:
         """Atomic numbers of the names in pair_coeff, 0 for NULL; UserError for a name the potential does not know."""
@@ -65,7 +70,10 @@ class Session:
         startup.check(self.potential.facts, run)
         self.potential.check_elements(torch.tensor(sorted(run.counts), dtype=torch.int64))
         self._ranks = run.ranks
-        return startup.describe(self.potential, self._file, run, torch.get_num_threads())
+        if self.placement.by_positions:
+            handler = self._halo if run.ranks > 1 else None
+            self._positions = self._positions or Positions(self.potential, handler, self.placement.route)
+        return startup.describe(self.potential, self._file, run, torch.get_num_threads(), self.placement)
 
     def compute(self, step: StepLike) -> None:
         """Evaluate one step and leave the addresses of its energies (rows) and pair forces (edges, 3) in it."""
@@ -78,30 +86,21 @@ class Session:
         self._results = energies, edge_forces
         step.energies, step.edge_forces = energies.data_ptr(), edge_forces.data_ptr()
 
+    def move(self, frame: Frame) -> None:
+        """Evaluate one step from positions and leave the addresses of its results in the frame."""
+        assert self._positions is not None, "LAMMPS starts a run first"
+        self._positions.step(frame)
+
 
 def _graph(step: StepLike) -> Graph:
     owned = torch.zeros(step.rows, dtype=torch.bool)
     owned[: step.owned] = True
     return Graph(
-        numbers=_view(step.numbers, (step.rows,), "<i8"),
-        edge_index=_view(step.edge_index, (2, step.edges), "<i8"),
-        edge_vector=_view(step.edge_vector, (step.edges, 3), "<f8"),
+        numbers=view(step.numbers, (step.rows,), "<i8"),
+        edge_index=view(step.edge_index, (2, step.edges), "<i8"),
+        edge_vector=view(step.edge_vector, (step.edges, 3), "<f8"),
         batch=torch.zeros(step.rows, dtype=torch.int64),
         owned=owned,
-        composition=_view(step.counts, (1, N_NUMBERS), "<i8").to(torch.float64),
+        composition=view(step.counts, (1, N_NUMBERS), "<i8").to(torch.float64),
         cell=torch.zeros(1, 3, 3, dtype=torch.float64),
     )
-
-
-class _Memory:
-    """Memory of LAMMPS in the form numpy reads; unlike a ctypes array it makes no new type for every length."""
-
-    def __init__(self, address: int, shape: tuple[int, ...], kind: str) -> None:
-        self.__array_interface__ = {"data": (address, False), "shape": shape, "typestr": kind, "version": 3}
-
-
-def _view(address: int | None, shape: tuple[int, ...], kind: str) -> Tensor:
-    """A tensor on memory of LAMMPS, valid during one step."""
-    if address is None or 0 in shape:
-        return torch.from_numpy(np.zeros(shape, kind))
-    return torch.from_numpy(np.asarray(_Memory(address, shape, kind)))

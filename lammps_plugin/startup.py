@@ -8,6 +8,7 @@ from pathlib import Path
 from ase.data import atomic_masses, chemical_symbols
 
 from triforces_deploy.errors import UserError
+from triforces_deploy.lammps_plugin.placement import Placement
 from triforces_deploy.potential import Facts, Potential
 
 MASS_TOLERANCE = 0.1
@@ -65,7 +66,7 @@ def check(facts: Facts, run: Run) -> None:
             )
 
 
-def describe(potential: Potential, file: str, run: Run, threads: int) -> str:
+def describe(potential: Potential, file: str, run: Run, threads: int, placement: Placement) -> str:
     """The start-up block, some lines that end with a newline each."""
     facts = potential.facts
     types = "type to element:"
@@ -77,8 +78,9 @@ def describe(potential: Potential, file: str, run: Run, threads: int) -> str:
     lines = [
         types,
         f"units {run.units}, newton on, cutoff {facts.cutoff:g} A, ghost cutoff {run.ghost_cutoff:g} A",
-        f"{facts.precision} on cpu, back end {potential.backend}, {per_rank}",
-        f"exchange: {_exchange(facts, run)}",
+        f"{facts.precision} on {placement.device}, back end {potential.backend}, {per_rank}",
+        f"device: {placement.describe()}",
+        f"exchange: {_exchange(facts, run)}{_over_host(facts, run, placement)}",
         f"composition: {_composition(facts, run)}",
         *(line.replace("Å", "A") for line in facts.policies if not line.startswith("composition:")),
         *potential.notes,
@@ -93,6 +95,12 @@ def _exchange(facts: Facts, run: Run) -> str:
     if facts.n_exchanges == 0:
         return "none, the model reads direct neighbors only"
     return f"MPI between {run.ranks} ranks, {facts.n_exchanges} times forward and backward per evaluation"
+
+
+def _over_host(facts: Facts, run: Run, placement: Placement) -> str:
+    if placement.device.type == "cpu" or run.ranks == 1 or facts.n_exchanges == 0:
+        return ""
+    return ", over pinned host memory (this MPI does not read a GPU's)"
 
 
 def _composition(facts: Facts, run: Run) -> str:

@@ -60,7 +60,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch, scripted: Path) -> list[str]:
     done: list[str] = []
     original = read_artifact(scripted)
 
-    def quick(_artifact: artifact.Artifact, backend: str) -> Payload:
+    def quick(_artifact: artifact.Artifact, backend: str, _device: torch.device) -> Payload:
         done.append(backend)
         info = next(info for info in original.metadata.payloads if info.backend == backend)
         return Payload(info, original.payloads[backend])
@@ -235,7 +235,7 @@ def test_of_several_processes_one_compiles(scripted: Path, stranger: Path) -> No
 import sys, time
 from triforces_deploy import artifact, local_builds
 make = local_builds._compile
-def slowly(made, backend):
+def slowly(made, backend, device):
     print("compiled", flush=True)
     time.sleep(1)
     info = next(info for info in made.metadata.payloads if info.backend == backend)

@@ -10,6 +10,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from triforces_deploy import checkpoint, torch_file, trust
 from triforces_deploy.building import build
 from triforces_deploy.contents import (
@@ -32,7 +34,7 @@ from triforces_deploy.model import Model
 from triforces_deploy.payloads.base import OUTPUTS, Payload, UnusableError
 from triforces_deploy.payloads.table import PREFERENCE, backend, has_code
 from triforces_deploy.plain_pickle import Instance
-from triforces_deploy.potential import Potential
+from triforces_deploy.potential import CPU, Potential
 from triforces_deploy.precision import PRECISIONS
 from triforces_deploy.unified import Unified
 from triforces_deploy.verdicts import judge
@@ -44,7 +46,7 @@ PROMISES = ("smooth", "conservative", "separable")
 REMEDY = "copy it again or make it anew with `tfdeploy export`"
 
 
-def load(path: str | Path, backend: str | None = None, trust: bool = False) -> Potential:
+def load(path: str | Path, backend: str | None = None, trust: bool = False, device: torch.device | None = None) -> Potential:
     """Open an artifact for running.
 
     Args:
@@ -52,6 +54,7 @@ def load(path: str | Path, backend: str | None = None, trust: bool = False) -> P
         backend: insist on one of payloads/table.py or 'eager'; None takes the fastest that works here.
         trust: let compiled code of the file run, now and in future; see trust.py. Without it, the code of a file that was
             not made here is rebuilt from the rest of the file.
+        device: where it runs; None takes the one that a payload was compiled for, and the CPU for the others.
 
     Raises:
         UserError: no such file, not an artifact, damaged, from a newer version, or the back end cannot run here.
@@ -59,7 +62,7 @@ def load(path: str | Path, backend: str | None = None, trust: bool = False) -> P
     artifact = read_artifact(Path(path))
     if trust:
         remember(artifact, str(path))
-    return potential(artifact, str(path), backend)
+    return potential(artifact, str(path), backend, device=device)
 
 
 def remember(artifact: Artifact, name: str) -> None:
@@ -68,7 +71,13 @@ def remember(artifact: Artifact, name: str) -> None:
         trust.remember(artifact.metadata, name)
 
 
-def potential(artifact: Artifact, name: str, backend: str | None = None, trusted: bool | None = None) -> Potential:
+def potential(
+    artifact: Artifact,
+    name: str,
+    backend: str | None = None,
+    trusted: bool | None = None,
+    device: torch.device | None = None,
+) -> Potential:
     """The runnable form of an artifact.
 
     Args:
@@ -76,6 +85,7 @@ def potential(artifact: Artifact, name: str, backend: str | None = None, trusted
         name: how messages call it.
         backend: as for :func:`load`.
         trusted: whether its compiled code may run; None asks the user's list.
+        device: as for :func:`load`.
     """
     facts = artifact.metadata.facts
     if trusted is None:
@@ -83,33 +93,44 @@ def potential(artifact: Artifact, name: str, backend: str | None = None, trusted
     notes: list[str] = []
     for choice in PREFERENCE if backend is None else (backend,):
         if choice == "eager":
-            model = rebuild(artifact, name)
-            return Potential(facts, eager(model), "eager", (*OUTPUTS, *model.stream_names()), notes=tuple(notes))
+            place = device or CPU
+            model = rebuild(artifact, name).to(place)
+            outputs = (*OUTPUTS, *model.stream_names())
+            return Potential(facts, eager(model, device=place), "eager", outputs, notes=tuple(notes), device=place)
         try:
-            return _opened(artifact, name, choice, trusted, notes)
+            return _opened(artifact, name, choice, trusted, notes, device)
         except UnusableError as error:
             notes.append(f"back end {choice} not used: {error}")
     known = ", ".join([*artifact.payloads, "eager"])
     raise UserError(f"{name}: {notes[-1]}; available: {known}")
 
 
-def _opened(artifact: Artifact, name: str, choice: str, trusted: bool, notes: list[str]) -> Potential:
+def _opened(
+    artifact: Artifact, name: str, choice: str, trusted: bool, notes: list[str], device: torch.device | None
+) -> Potential:
     infos = {info.backend: info for info in artifact.metadata.payloads}
     if choice not in infos:
         raise UnusableError(f"the file holds no {choice} payload")
     payload, label = Payload(infos[choice], artifact.payloads[choice]), choice
-    verdict = judge(payload.info, trusted)
+    verdict = judge(payload.info, trusted, device)
     if verdict.action == "leave out":
         raise UnusableError(verdict.reason)
     row = backend(choice)
+    place = device or _own_device(row.devices(payload.info)[0])
     if verdict.action == "rebuild":
         try:
-            payload, label = rebuilt(artifact, name, choice, verdict.reason), f"{choice} (rebuilt here)"
+            payload, label = rebuilt(artifact, name, choice, verdict.reason, place), f"{choice} (rebuilt here)"
         except UnusableError as error:
             raise UnusableError(f"{verdict.reason}; rebuilding it: {error}") from error
         notes.append(f"back end {choice} rebuilt here from the file's model: {verdict.reason}")
-    run = within_memory(row.open(payload.info, payload.content), payload.info, lambda: rebuild(artifact, name))
-    return Potential(artifact.metadata.facts, run, label, payload.info.outputs, row.exchanges, tuple(notes))
+    compiled = row.open(payload.info, payload.content, place)
+    run = within_memory(compiled, payload.info, lambda: rebuild(artifact, name).to(place), place)
+    return Potential(artifact.metadata.facts, run, label, payload.info.outputs, row.exchanges, tuple(notes), place)
+
+
+def _own_device(kind: str) -> torch.device:
+    """A device of the kind that a payload was made for; the CPU where there is none, for which it is then rebuilt."""
+    return torch.device(kind) if kind != "cuda" or torch.cuda.is_available() else CPU
 
 
 def rebuild(artifact: Artifact, name: str = "the artifact") -> Model:

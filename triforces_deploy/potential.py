@@ -16,6 +16,8 @@ from triforces_deploy.neighbour_cap import nearest
 from triforces_deploy.payloads.base import OUTPUTS, Run
 from triforces_deploy.precision import multiplying
 
+CPU = torch.device("cpu")
+
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
@@ -74,6 +76,7 @@ class Potential:
         outputs: what ``run`` returns.
         exchanges: whether ``run`` calls the exchange, so that several ranks can share a structure.
         notes: lines worth showing to whoever starts a run, such as why a faster back end was not used.
+        device: where ``run`` takes and returns its tensors.
     """
 
     def __init__(
@@ -84,17 +87,20 @@ class Potential:
         outputs: tuple[str, ...] = OUTPUTS,
         exchanges: bool = True,
         notes: tuple[str, ...] = (),
+        device: torch.device = CPU,
     ) -> None:
         self.facts = facts
         self.backend = backend
         self.notes = notes
+        self.device = device
         self._run, self._outputs, self._exchanges = run, outputs, exchanges
         allowed = torch.zeros(N_NUMBERS, dtype=torch.bool)
         allowed[list(self._allowed_numbers())] = True
         self._allowed = allowed
-        self._reference = torch.zeros(1, N_NUMBERS, dtype=torch.float64)
+        reference = torch.zeros(1, N_NUMBERS, dtype=torch.float64)
         for symbol, count in facts.reference.items():
-            self._reference[0, atomic_numbers[symbol]] = count
+            reference[0, atomic_numbers[symbol]] = count
+        self._reference = reference.to(device)
 
     def evaluate(self, graph: Graph, handler: exchange.Handler | None = None) -> Evaluation:
         """Per-atom energies and edge forces of a graph.
@@ -103,10 +109,21 @@ class Potential:
             graph: all edges up to the cutoff of ``facts``, also where it caps them; numbers among its elements.
             handler: moves features between ranks; needed where the graph has atoms that are not owned.
 
+        Returns:
+            Tensors on the device of the graph, which need not be that of the potential.
+
         Raises:
             UserError: an element the model does not know, or ghosts without a handler.
         """
         energies, edge_forces, *_ = self._call(graph, handler)
+        return Evaluation(energies, edge_forces)
+
+    def evaluate_unchecked(self, graph: Graph, handler: exchange.Handler | None = None) -> Evaluation:
+        """As :meth:`evaluate`, of a graph on the potential's own device whose elements and ghosts are known to be right.
+
+        Nothing here waits for the device, as checks of its numbers would.
+        """
+        energies, edge_forces, *_ = self._under_policies(graph, handler)
         return Evaluation(energies, edge_forces)
 
     def embeddings(self, graph: Graph, handler: exchange.Handler | None = None) -> dict[str, Tensor]:
@@ -117,11 +134,17 @@ class Potential:
         return dict(zip(self._outputs[2:], tensors[2:], strict=True))
 
     def _call(self, graph: Graph, handler: exchange.Handler | None) -> tuple[Tensor, ...]:
-        self.check_elements(graph.numbers)
+        self.check_elements(graph.numbers.cpu())
+        if handler is not None or not bool(graph.owned.all()):
+            self.refuse_ghosts(handler)
+        home = graph.numbers.device
+        results = self._under_policies(Graph(*(t.to(self.device) for t in graph)), handler)
+        return tuple(t.to(home) for t in results)
+
+    def _under_policies(self, graph: Graph, handler: exchange.Handler | None) -> tuple[Tensor, ...]:
+        """With the composition and the neighbours that the facts prescribe."""
         if self.facts.composition == "frozen":  # of no consequence where the stream is a table already
             graph = graph._replace(composition=self._reference.expand(graph.composition.shape[0], -1).contiguous())
-        if handler is not None or not bool(graph.owned.all()):
-            self._refuse_ranks(handler)
         if self.facts.max_neighbours is None:
             return self._run_with(graph, handler)
         kept = nearest(graph, self.facts.max_neighbours)
@@ -136,7 +159,7 @@ class Potential:
             with exchange.using(handler):
                 return self._run(graph)
 
-    def _refuse_ranks(self, handler: exchange.Handler | None) -> None:
+    def refuse_ghosts(self, handler: exchange.Handler | None) -> None:
         """UserError where atoms of other ranks, or their features, cannot be had."""
         self.facts.refuse_ranks()
         if self.facts.n_exchanges and not self._exchanges:

@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-enum { TF_ABI = 1 };
+enum { TF_ABI = 2 };
 enum { TF_OK = 0, TF_FAILED = 1 };
 enum { TF_TEXT = 16384, TF_ELEMENTS = 119 };
 
@@ -16,6 +16,7 @@ typedef struct {
   double overlap;            // Å; atoms closer than this are a mistake
   int32_t bidirectional;     // ghosts need the mirrored edges too
   int32_t exchanges;         // calls of the exchange each way
+  int32_t by_positions;      // the model is on a GPU: give it a tf_frame instead of a tf_step
 } tf_facts;
 
 // What Python checks and shows once at the start of a run.
@@ -44,6 +45,27 @@ typedef struct {
   const double *edge_forces;  // filled by Python: (edges, 3), eV/Å; both live until the next call
 } tf_step;
 
+// One evaluation by positions. Rows are as in tf_step; pairs are those of LAMMPS' list, beyond the cutoff too.
+typedef struct {
+  int64_t atoms;              // owned and ghosts
+  int64_t rows, owned, centres, pairs;
+  const double *positions;    // (atoms, 3), Å
+  const int64_t *numbers;     // (rows)
+  const int64_t *counts;      // (TF_ELEMENTS) atoms of the whole system
+  const int32_t *row;         // (atoms), -1 for those of types mapped to NULL
+  const int32_t *centre;      // (centres) atoms
+  const int64_t *first;       // (centres + 1) where each one's neighbours begin
+  const int32_t *neighbour;   // (pairs) atoms
+  int32_t new_list;           // rows and list are others than at the last call
+  int32_t new_numbers;        // numbers or counts are
+  int32_t atom_virials;       // wanted
+  double shortest;            // filled by Python, all that follows: distance of the closest pair, Å
+  const double *energies;     // (rows), eV
+  const double *forces;       // (rows, 3), eV/Å
+  const double *virial;       // (6), eV: xx, yy, zz, xy, xz, yz
+  const double *atom_virial;  // (rows, 6) where wanted; all of them live until the next call
+} tf_frame;
+
 typedef struct {
   int32_t abi;
   char *error;  // (TF_TEXT)
@@ -52,10 +74,11 @@ typedef struct {
   int32_t (*exchange)(void *pair, int32_t adjoint, int32_t item_size, int64_t width, void *rows);
 
   // Python offers. `session` is a number that open() gives.
-  int32_t (*open)(const char *file, void *pair, int32_t threads, int64_t *session, tf_facts *facts);
+  int32_t (*open)(const char *file, void *pair, int32_t threads, int32_t local_rank, int64_t *session, tf_facts *facts);
   int32_t (*map)(int64_t session, const char *names, int32_t *numbers);
   int32_t (*start)(int64_t session, const tf_run *run, char *text);
   int32_t (*compute)(int64_t session, tf_step *step);
+  int32_t (*move)(int64_t session, tf_frame *frame);
   void (*close)(int64_t session);
 } tf_table;
 

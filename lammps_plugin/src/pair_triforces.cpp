@@ -80,10 +80,10 @@ void PairTriforces::settings(int narg, char **arg)
   MPI_Allreduce(&without_python, &any, 1, MPI_INT, MPI_MAX, world);
   if (any) error->all(FLERR, reason.empty() ? "another rank could not start Python" : reason);
 
-  const int threads = share_of_cores(world);
+  const Share share = share_of_node(world);
   if (session_ >= 0) bridge_->close(session_);
   session_ = -1;
-  all_or_error(bridge_->open(arg[0], this, threads, &session_, &facts_));
+  all_or_error(bridge_->open(arg[0], this, share.cores, share.rank, &session_, &facts_));
   started_ = false;
 }
 
@@ -118,6 +118,7 @@ void PairTriforces::init_style()
 {
   neighbor->add_request(this, NeighConst::REQ_FULL);
   rows_built_ = -1;
+  sent_counts_.clear();
   started_ = false;
 }
 
@@ -131,10 +132,10 @@ void PairTriforces::compute(int eflag, int vflag)
   ev_init(eflag, vflag);
   take_atoms();
   if (!started_) start();
+  if (facts_.by_positions) return compute_positions();
   const double *x = atom->nlocal + atom->nghost > 0 ? atom->x[0] : nullptr;
   edges_.build(list, x, rows_, facts_.cutoff, facts_.bidirectional && rows_.any_ghosts());
-  if (edges_.knows_stranger())
-    stop("an atom changed between a type of this pair style and NULL without a new neighbor list");
+  if (edges_.knows_stranger()) stop(STRANGER);
   if (edges_.shortest() < facts_.overlap) require_no_overlap();
   evaluate();
   tally();
@@ -161,6 +162,7 @@ void PairTriforces::number_rows()
   rows_atoms_ = atom->nlocal;
   rows_ghosts_ = atom->nghost;
   rows_built_ = neighbor->lastcall;
+  rows_are_new_ = true;
   rows_.number_owned(comm->me, atom->nlocal, atom->nlocal + atom->nghost, atom->type, map);
   sharing_owners_ = true;
   comm->forward_comm(this, 2);
@@ -286,5 +288,5 @@ std::string PairTriforces::location(int i) const
 
 double PairTriforces::memory_usage()
 {
-  return Pair::memory_usage() + rows_.bytes() + edges_.bytes() + 8.0 * numbers_.capacity();
+  return Pair::memory_usage() + rows_.bytes() + edges_.bytes() + skin_.bytes() + 8.0 * numbers_.capacity();
 }

@@ -4,6 +4,7 @@
 #include "abi.h"
 #include "edges.h"
 #include "rows.h"
+#include "skin.h"
 
 #include "pair.h"
 
@@ -12,6 +13,8 @@
 #include <vector>
 
 namespace triforces {
+
+constexpr const char *STRANGER = "an atom changed between a type of this pair style and NULL without a new neighbor list";
 
 // pair_style triforces FILE
 // pair_coeff * * ELEMENT ...
@@ -54,6 +57,10 @@ class PairTriforces : public LAMMPS_NS::Pair {
   void take_atoms();
   void number_rows();
   void start();
+  void compute_positions();
+  void send(const double *x);
+  double add_rows();
+  void require_finite_rows();
   void evaluate();
   void tally();
   void tally_virial();
@@ -68,15 +75,18 @@ class PairTriforces : public LAMMPS_NS::Pair {
   int64_t session_ = -1;
   tf_facts facts_ = {};
   tf_step step_ = {};
+  tf_frame frame_ = {};
   std::vector<int32_t> numbers_of_type_;
-  std::vector<int64_t> numbers_, counts_;
+  std::vector<int64_t> numbers_, counts_, sent_numbers_, sent_counts_;
   Rows rows_;
   Edges edges_;
+  Skin skin_;
   Columns columns_;
   std::exception_ptr thrown_;    // an error of LAMMPS that happened below Python, to be thrown again above it
   std::string shown_;            // the start-up block that stands on the screen
   bool started_ = false;
   bool sharing_owners_ = false;
+  bool rows_are_new_ = true;
   int rows_atoms_ = -1, rows_ghosts_ = -1;
   LAMMPS_NS::bigint rows_built_ = -1;
 };

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from triforces_deploy.errors import UserError
+from triforces_deploy.lammps_plugin.placement import Placement
 from triforces_deploy.lammps_plugin.startup import Run, check, describe
-from triforces_deploy.potential import Facts, Potential
+from triforces_deploy.potential import CPU, Facts, Potential
 
 FACTS = Facts(elements=("Si", "Ge"), cutoff=4.0, n_exchanges=2, receptive_field=12.0, bidirectional=True)
 GOOD = Run(
@@ -68,7 +69,7 @@ def test_what_needs_all_atoms_is_refused_on_several_ranks(fact: dict[str, Any], 
 def test_the_block_lists_what_export_froze_once() -> None:
     policies = ("composition: frozen to Si0.7 Ge0.3", "graph: every neighbour within 4.0 Å, no cap", "lattice encoding: none")
     facts = dataclasses.replace(FACTS, composition="frozen", reference={"Si": 0.7, "Ge": 1 / 3}, policies=policies)
-    text = describe(Potential(facts, lambda _graph: (), "eager"), "a.pt", GOOD, 1)
+    text = describe(Potential(facts, lambda _graph: (), "eager"), "a.pt", GOOD, 1, Placement(CPU, "no reason"))
     lines = [line.strip() for line in text.splitlines()]
     assert [line for line in lines if line.startswith("composition")] == [
         "composition: frozen at Si0.7 Ge0.3333 (this system: Si7 Ge1)"

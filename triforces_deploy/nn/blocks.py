@@ -26,6 +26,8 @@ from triforces_deploy.nn.scatter import accumulate
 
 BLOCK_BYTES = 4 * 2**20
 """Of the widest tensor of a block: a few of them fit into the cache of one core."""
+GPU_BLOCK_BYTES = 256 * 2**20
+"""The same on a GPU, where a block must keep thousands of threads busy."""
 LEAST_ROWS = 64
 VARIABLE = "TFDEPLOY_MEMORY"
 
@@ -83,9 +85,15 @@ def active() -> Budget | None:
     return _budgets[-1]
 
 
-def memory_limit() -> int:
-    """Bytes that an evaluation may take here: ``TFDEPLOY_MEMORY`` (e.g. 4GiB), or half of what is free now."""
+def memory_limit(device: torch.device = torch.device("cpu")) -> int:  # noqa: B008 - a constant
+    """Bytes that an evaluation may take on a device: ``TFDEPLOY_MEMORY`` (e.g. 4GiB), or half of what is free now.
+
+    Of a GPU it is nine tenths: nobody else needs what is free there.
+    """
     text = os.environ.get(VARIABLE)
+    if text is None and device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + unused) * 9 // 10
     if text is None:
         return _available() // 2
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]i?)?B?", text)
@@ -118,8 +126,8 @@ class Rows:
     widest: int
     """Bytes per row of the widest intermediate tensor."""
 
-    def blocks(self) -> list[slice]:
-        size = max(LEAST_ROWS, BLOCK_BYTES // max(self.widest, 1))
+    def blocks(self, device: torch.device) -> list[slice]:
+        size = max(LEAST_ROWS, (BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES) // max(self.widest, 1))
         return [slice(k, min(k + size, self.n_rows)) for k in range(0, max(self.n_rows, 1), size)]
 
 
@@ -180,7 +188,7 @@ class _Blocked(torch.autograd.Function):
         wanted = ctx.needs_input_grad[3:]
         ctx.function, ctx.rows, ctx.kept = function, rows, {}
         totals: list[Tensor] = []
-        for block in rows.blocks():
+        for block in rows.blocks(tensors[0].device):
             places = Places.of(rows, block)
             inputs = _look_up(rows, tensors, places, block)
             if any(wanted) and budget.rest() > 0:
@@ -203,7 +211,7 @@ class _Blocked(torch.autograd.Function):
         chosen = [k for k, needed in enumerate(wanted) if needed]
         lengths = [None if rows.inputs[k] is None else tensors[k].shape[0] for k in chosen]
         totals = _totals(rows.n_rows, [tensors[k][:0] for k in chosen], lengths)
-        for block in rows.blocks():
+        for block in rows.blocks(tensors[0].device):
             if block.start in ctx.kept:
                 places, leaves, values = ctx.kept.pop(block.start)
             else:

@@ -109,7 +109,7 @@ def providers(available: list[str], precision: str) -> list[Any]:
     return [*((name, options) for name in available if name == "CUDAExecutionProvider"), "CPUExecutionProvider"]
 
 
-def _open(info: PayloadInfo, content: bytes) -> Run:
+def _open(info: PayloadInfo, content: bytes, _device: torch.device) -> Run:
     call, names = runner(content, info.precision), tuple(output_name(name) for name in info.outputs)
 
     def run(graph: Graph) -> tuple[Tensor, ...]:

@@ -1,0 +1,86 @@
+// PairTriforces' evaluation by positions: for models on a GPU, which make their own edges.
+#include "pair_triforces.h"
+
+#include "atom.h"
+
+#include <cmath>
+
+using namespace LAMMPS_NS;
+using triforces::PairTriforces;
+
+void PairTriforces::compute_positions()
+{
+  const double *x = atom->nlocal + atom->nghost > 0 ? atom->x[0] : nullptr;
+  if (rows_are_new_ && !skin_.copy(list, rows_)) stop(STRANGER);
+  send(x);
+  const bool overlapping = frame_.shortest < facts_.overlap;
+  const double energy = add_rows();
+  if (!overlapping && std::isfinite(energy)) return;
+  // What is wrong with which atoms is found as it is where edges are made here.
+  edges_.build(list, x, rows_, facts_.cutoff, false);
+  if (overlapping) require_no_overlap();
+  require_finite_rows();
+  if (!std::isfinite(energy)) stop("the total energy is not finite");
+}
+
+// Elements and their counts may change without a new list (fix atom/swap); they go over when they have.
+void PairTriforces::send(const double *x)
+{
+  frame_ = {};
+  frame_.atoms = atom->nlocal + atom->nghost;
+  frame_.rows = rows_.total();
+  frame_.owned = rows_.owned;
+  frame_.centres = static_cast<int64_t>(skin_.centre.size());
+  frame_.pairs = static_cast<int64_t>(skin_.neighbour.size());
+  frame_.positions = x;
+  frame_.numbers = numbers_.data();
+  frame_.counts = counts_.data();
+  frame_.row = rows_.row.data();
+  frame_.centre = skin_.centre.data();
+  frame_.first = skin_.first.data();
+  frame_.neighbour = skin_.neighbour.data();
+  frame_.new_list = rows_are_new_;
+  frame_.new_numbers = numbers_ != sent_numbers_ || counts_ != sent_counts_;
+  frame_.atom_virials = vflag_atom != 0;
+  sent_counts_.clear();    // in case this fails
+  thrown_ = nullptr;
+  const int32_t status = bridge_->move(session_, &frame_);
+  if (thrown_) std::rethrow_exception(thrown_);
+  if (status != TF_OK) stop(bridge_->error);
+  rows_are_new_ = false;
+  sent_numbers_ = numbers_;
+  sent_counts_ = counts_;
+}
+
+// Forces come summed over the ghosts that share a row; the atom that stands for it takes them all. Returns the energy, or
+// something that is not finite as soon as one number is not.
+double PairTriforces::add_rows()
+{
+  double energy = 0.0, sum = 0.0;
+  for (int r = 0; r < rows_.owned; ++r) energy += frame_.energies[r];
+  for (int r = 0; r < rows_.total(); ++r) {
+    double *const f = atom->f[rows_.atom[r]];
+    for (int d = 0; d < 3; ++d) {
+      f[d] += frame_.forces[3 * r + d];
+      sum += frame_.forces[3 * r + d];
+    }
+  }
+  if (eflag_global) eng_vdwl += energy;
+  if (eflag_atom)
+    for (int r = 0; r < rows_.owned; ++r) eatom[rows_.atom[r]] += frame_.energies[r];
+  if (vflag_global)
+    for (int k = 0; k < 6; ++k) virial[k] += frame_.virial[k];
+  if (vflag_atom)
+    for (int r = 0; r < rows_.total(); ++r)
+      for (int k = 0; k < 6; ++k) vatom[rows_.atom[r]][k] += frame_.atom_virial[6 * r + k];
+  return std::isfinite(sum) ? energy : sum;
+}
+
+void PairTriforces::require_finite_rows()
+{
+  for (int r = 0; r < rows_.owned; ++r)
+    if (!std::isfinite(frame_.energies[r])) stop("the energy of " + location(rows_.atom[r]) + " is not finite");
+  for (int r = 0; r < rows_.total(); ++r)
+    if (!std::isfinite(frame_.forces[3 * r] + frame_.forces[3 * r + 1] + frame_.forces[3 * r + 2]))
+      stop("the force on " + location(rows_.atom[r]) + " is not finite");
+}
