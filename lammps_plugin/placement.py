@@ -39,9 +39,7 @@ class Placement:
 
     def describe(self) -> str:
         """For the start-up block."""
-        what = (
-            "positions at every step, neighbor lists when they are new" if self.by_positions else "edge vectors at every step"
-        )
+        what = "positions at every step and new neighbor lists" if self.by_positions else "edge vectors at every step"
         return f"{self.device} ({self.why}), gets {what}"
 
     @property
@@ -71,12 +69,14 @@ def choose(local_rank: int) -> Placement:
     if kind != "cuda" or not (index.isdecimal() or index == ""):
         raise UserError(f"{DEVICE}={wanted}: expected cpu, cuda or cuda:N")
     if gpus == 0 or (index and int(index) >= gpus):
-        raise UserError(
-            f"{DEVICE}={wanted}: torch sees {gpus or 'no'} GPU{'s' * (gpus > 1)} here; set it to cpu, or leave it out"
-        )
+        raise UserError(f"{DEVICE}={wanted}: torch sees {_gpus(gpus)} here; set it to cpu, or leave it out")
     number = int(index) if index else local_rank % gpus
-    why = f"{DEVICE}={wanted}" if index else f"local rank {local_rank}, {gpus} GPU{'s' * (gpus > 1)} on this node"
+    why = f"{DEVICE}={wanted}" if index else f"local rank {local_rank}, {_gpus(gpus)} on this node"
     return Placement(torch.device("cuda", number), why, forced)
+
+
+def _gpus(count: int) -> str:
+    return f"{count or 'no'} GPU{'s' if count > 1 else ''}"
 
 
 def load(path: Path, placement: Placement) -> tuple[Potential, Placement]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from functools import cache, partial
 
 import torch
 from torch import Tensor
 
+from triforces_deploy import exchange
+from triforces_deploy.errors import UserError
 from triforces_deploy.graph import Graph
 from triforces_deploy.model import Model
 from triforces_deploy.nn import blocks
@@ -38,8 +41,12 @@ def eager(model: Model, with_embeddings: bool = True, device: torch.device = CPU
 
 
 def whole_where_it_fits(whole: Run, in_blocks: Run) -> Run:
-    """Evaluate at once, and in blocks from the number of edges on for which the device's memory has not sufficed."""
-    too_many = math.inf
+    """Evaluate at once, and in blocks from the number of edges on for which the device's memory has not sufficed.
+
+    With ``TFDEPLOY_MEMORY`` set always in blocks, which keep what that allows. One of several ranks cannot begin again,
+    since the others are half-way through: what does not fit there is a UserError.
+    """
+    too_many = 0.0 if blocks.VARIABLE in os.environ else math.inf
 
     def run(graph: Graph) -> tuple[Tensor, ...]:
         nonlocal too_many
@@ -47,7 +54,11 @@ def whole_where_it_fits(whole: Run, in_blocks: Run) -> Run:
         if n_edges < too_many:
             try:
                 return whole(graph)
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
+                if not exchange.alone():
+                    raise UserError(
+                        f"the GPU's memory does not hold {n_edges} edges; set {blocks.VARIABLE}, e.g. 8GiB"
+                    ) from error
                 too_many = n_edges
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # here, where the failed evaluation's tensors are gone

@@ -48,6 +48,11 @@ def using(handler: Handler) -> Iterator[None]:
         _handlers.pop()
 
 
+def alone() -> bool:
+    """Whether no handler is installed, so that an evaluation that fails half-way leaves nobody waiting."""
+    return len(_handlers) == 1
+
+
 @torch.library.custom_op("triforces::exchange", mutates_args=())
 def exchange(h: Tensor) -> Tensor:
     """Give ghost rows the features of their owners: (N, width) → (N, width)."""

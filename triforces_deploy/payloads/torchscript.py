@@ -30,7 +30,7 @@ def _open(_info: PayloadInfo, content: bytes, device: torch.device) -> Run:
 
 def _move_constants(graph: torch.Graph, device: torch.device) -> None:
     """Make new tensors on the device: loading moves the weights, and leaves the CPU of the capture in the program."""
-    for node in graph.findAllNodes("prim::Constant"):
+    for node in graph.findAllNodes("prim::Constant"):  # type: ignore[attr-defined]
         if node.output().type().kind() == "DeviceObjType":
             node.s_("value", str(device))
 

@@ -1,0 +1,120 @@
+"""The route by positions, which a GPU takes, here on the CPU: the same numbers as the route by edge vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+
+from tests.lammps import cases, test_single_rank
+from tests.lammps.harness import Array, Host, expected
+from tests.lammps.test_against_ase import check
+from tests.lammps.test_many_ranks import deviations, simulate
+from triforces_deploy.lammps_plugin.placement import ROUTE
+from triforces_deploy.potential import Potential
+
+
+@pytest.fixture(params=["positions", "graphs"])
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name: str = request.param
+    monkeypatch.setenv(ROUTE, name)
+    return name
+
+
+@pytest.fixture
+def crystal(host: Host, tiny_artifact: Path, route: str) -> Host:
+    host.load(cases.orthogonal())
+    host(f"pair_style triforces {tiny_artifact}\npair_coeff * * Si Ge")
+    return host
+
+
+@pytest.fixture(scope="module")
+def by_pairs(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: Path) -> dict[str, Array]:
+    return simulate(tmp_path_factory.mktemp("pairs"), tiny_artifact, 1)[0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_boxes_and_lists(by_pairs: dict[str, Array], tiny_artifact: Path, tmp_path: Path, route: str, ranks: int) -> None:
+    """Energies, forces, virials and pressures of every system, an empty rank and several images of an atom among them."""
+    found, text = simulate(tmp_path, tiny_artifact, ranks)
+    worst = deviations(found, by_pairs)
+    assert max(worst.values()) <= 1e-12, worst
+    assert "gets positions at every step" in text
+
+
+def test_relaxation_dynamics_and_restart(crystal: Host, tiny: Potential, tmp_path: Path, tiny_artifact: Path) -> None:
+    test_single_rank.test_relaxation_dynamics_and_restart(crystal, tiny, tmp_path, tiny_artifact)
+
+
+def test_atoms_that_vanish_and_change_their_element(crystal: Host, tiny: Potential) -> None:
+    test_single_rank.test_atoms_that_vanish_and_change_their_element(crystal, tiny)
+
+
+def test_leaves_types_mapped_to_null_alone(host: Host, tiny: Potential, tiny_artifact: Path, route: str) -> None:
+    test_single_rank.test_leaves_types_mapped_to_null_alone(host, tiny, tiny_artifact)
+
+
+def test_per_atom_virial_adds_up(crystal: Host) -> None:
+    test_single_rank.test_per_atom_virial_adds_up(crystal)
+
+
+def test_other_styles_beside_it(host: Host, tiny: Potential, tiny_artifact: Path, route: str) -> None:
+    test_single_rank.test_adds_to_other_styles(host, tiny, tiny_artifact, "triforces {} zbl 2.0 3.0")
+
+
+def test_a_crystal_that_melts_leaves_its_buckets(crystal: Host, tiny: Potential) -> None:
+    """Ten times as many atoms after a while, then few again."""
+    crystal("velocity all create 8000 1 dist gaussian\nfix 1 all nve\nrun 20\nunfix 1")
+    crystal("replicate 2 1 1\nrun 0")
+    test_single_rank.check_where_it_is(crystal, tiny)
+    crystal("group gone id > 20\ndelete_atoms group gone compress yes")
+    test_single_rank.check_where_it_is(crystal, tiny)
+
+
+def test_what_is_wrong_is_said_as_by_pairs(
+    host: Host, tiny_artifact: Path, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atoms = cases.orthogonal()
+    atoms.positions[4] = atoms.positions[9]
+    host.load(atoms)
+    host(f"pair_style triforces {tiny_artifact}\npair_coeff * * Si Ge")
+    with pytest.raises(Exception, match=r"atoms 5 and 10 are 0\.0+ Angstrom apart"):
+        host("run 0")
+    host.load(cases.orthogonal())
+    host(f"pair_style triforces {tiny_artifact}\npair_coeff * * Si Ge")
+    evaluate = Potential.evaluate_unchecked
+
+    def broken(self: Potential, graph: object, handler: object) -> object:
+        result = evaluate(self, graph, handler)  # type: ignore[arg-type]
+        result.edge_forces[7, 1] = float("nan")
+        return result
+
+    monkeypatch.setattr(Potential, "evaluate_unchecked", broken)
+    with pytest.raises(
+        Exception, match=r"the force on atom \d+ \(type \d, nearest neighbour at 2.\d+ Angstrom\) is not finite"
+    ):
+        host("run 0")
+
+
+def test_an_element_that_the_composition_lacks(host: Host, tiny_artifact: Path, route: str) -> None:
+    """A type of another pair style that turns into one of ours is refused by its element, also between lists."""
+    ours = cases.orthogonal()
+    host.load(Atoms("Ar", positions=[[1.0, 1.2, 1.4]], cell=ours.cell, pbc=True) + ours, ("Ar", "Ge", "Si"))
+    host(f"pair_style hybrid triforces {tiny_artifact} lj/cut 2.0")
+    host("pair_coeff * * triforces NULL Ge Si\npair_coeff 1 * lj/cut 0.0 1.0\nneigh_modify every 1000 delay 1000 check no")
+    host("run 0")
+    host("variable turn equal 1\nfix 2 all nve\nset atom 7 type 1")
+    with pytest.raises(Exception, match=r"an atom changed between a type|element X"):
+        host("run 0 pre no\nrun 1 pre no")
+
+
+def test_the_box_may_change_at_every_step(crystal: Host, tiny: Potential) -> None:
+    crystal(
+        "velocity all create 900 4 dist gaussian\nfix 1 all npt temp 900 900 0.05 aniso 5e4 5e4 0.05\nneigh_modify every 20"
+    )
+    crystal("run 10\nunfix 1\nneigh_modify every 1")
+    assert not np.allclose(crystal.atoms().cell.array, cases.orthogonal().cell.array, atol=1e-3)
+    test_single_rank.check_where_it_is(crystal, tiny)
+    check(crystal.result(), expected(crystal.atoms(), tiny), crystal.atoms().get_volume())
