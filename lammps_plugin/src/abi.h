@@ -59,7 +59,7 @@ typedef struct {
   int32_t new_list;           // rows and list are others than at the last call
   int32_t new_numbers;        // numbers or counts are
   int32_t atom_virials;       // wanted
-  double shortest;            // filled by Python, all that follows: distance of the closest pair, Å
+  double shortest;            // filled by Python, like all below: Å between the closest pair, or more than the cutoff
   const double *energies;     // (rows), eV
   const double *forces;       // (rows, 3), eV/Å
   const double *virial;       // (6), eV: xx, yy, zz, xy, xz, yz
