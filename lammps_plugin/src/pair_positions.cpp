@@ -56,13 +56,14 @@ void PairTriforces::send(const double *x)
 // something that is not finite as soon as one number is not.
 double PairTriforces::add_rows()
 {
-  double energy = 0.0, sum = 0.0;
+  const double *const force = frame_.forces;
+  double energy = 0.0, sum[3] = {};    // one for each component: additions to a single one would wait for each other
   for (int r = 0; r < rows_.owned; ++r) energy += frame_.energies[r];
   for (int r = 0; r < rows_.total(); ++r) {
     double *const f = atom->f[rows_.atom[r]];
     for (int d = 0; d < 3; ++d) {
-      f[d] += frame_.forces[3 * r + d];
-      sum += frame_.forces[3 * r + d];
+      f[d] += force[3 * r + d];
+      sum[d] += force[3 * r + d];
     }
   }
   if (eflag_global) eng_vdwl += energy;
@@ -73,7 +74,8 @@ double PairTriforces::add_rows()
   if (vflag_atom)
     for (int r = 0; r < rows_.total(); ++r)
       for (int k = 0; k < 6; ++k) vatom[rows_.atom[r]][k] += frame_.atom_virial[6 * r + k];
-  return std::isfinite(sum) ? energy : sum;
+  const double forces = sum[0] + sum[1] + sum[2];
+  return std::isfinite(forces) ? energy : forces;
 }
 
 void PairTriforces::require_finite_rows()

@@ -22,7 +22,7 @@ using namespace LAMMPS_NS;
 using triforces::PairMliapUnified;
 using triforces::PairTriforces;
 
-PairTriforces::PairTriforces(LAMMPS *lmp) : Pair(lmp), counts_(TF_ELEMENTS)
+PairTriforces::PairTriforces(LAMMPS *lmp) : Pair(lmp), counts_(TF_ELEMENTS), own_counts_(TF_ELEMENTS)
 {
   single_enable = 0;
   restartinfo = 0;
@@ -119,6 +119,7 @@ void PairTriforces::init_style()
   neighbor->add_request(this, NeighConst::REQ_FULL);
   rows_built_ = -1;
   sent_counts_.clear();
+  types_.clear();
   started_ = false;
 }
 
@@ -142,17 +143,24 @@ void PairTriforces::compute(int eflag, int vflag)
 }
 
 // Rows follow the neighbour list: atoms change owner, order and ghosts only when it is rebuilt. Types may change without
-// that (fix atom/swap), so elements and their counts are taken at every step.
+// that (fix atom/swap), so they are looked at in every step; all ranks hear of the counts of all.
 void PairTriforces::take_atoms()
 {
-  const int nlocal = atom->nlocal, nghost = atom->nghost;
-  std::fill(counts_.begin(), counts_.end(), 0);
-  for (int i = 0; i < nlocal; ++i) ++counts_[numbers_of_type_[atom->type[i]]];
+  const int nlocal = atom->nlocal, nghost = atom->nghost, total = nlocal + nghost;
+  const bool same_types = static_cast<int>(types_.size()) == total && std::equal(types_.begin(), types_.end(), atom->type);
+  if (!same_types) {
+    types_.assign(atom->type, atom->type + total);
+    std::fill(own_counts_.begin(), own_counts_.end(), 0);
+    for (int i = 0; i < nlocal; ++i) ++own_counts_[numbers_of_type_[types_[i]]];
+  }
+  counts_ = own_counts_;
   // No element has number 0, where NULL types were counted; its place tells all ranks that one of them needs new rows.
   counts_[0] = neighbor->ago == 0 || rows_built_ != neighbor->lastcall || rows_atoms_ != nlocal || rows_ghosts_ != nghost;
   MPI_Allreduce(MPI_IN_PLACE, counts_.data(), TF_ELEMENTS, MPI_INT64_T, MPI_SUM, world);
-  if (counts_[0]) number_rows();
+  const bool new_rows = counts_[0] != 0;
+  if (new_rows) number_rows();
   counts_[0] = 0;
+  if (same_types && !new_rows) return;
   numbers_.resize(rows_.total());
   for (int r = 0; r < rows_.total(); ++r) numbers_[r] = numbers_of_type_[atom->type[rows_.atom[r]]];
 }

@@ -77,7 +77,8 @@ class PairTriforces : public LAMMPS_NS::Pair {
   tf_step step_ = {};
   tf_frame frame_ = {};
   std::vector<int32_t> numbers_of_type_;
-  std::vector<int64_t> numbers_, counts_, sent_numbers_, sent_counts_;
+  std::vector<int> types_;    // of owned atoms and ghosts, as numbers_ and counts_ know them
+  std::vector<int64_t> numbers_, counts_, own_counts_, sent_numbers_, sent_counts_;
   Rows rows_;
   Edges edges_;
   Skin skin_;

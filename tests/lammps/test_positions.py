@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import Atoms
 
 from tests.lammps import cases, test_single_rank
 from tests.lammps.harness import Array, Host, expected
@@ -35,15 +34,16 @@ def by_pairs(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: Path) -> d
     return simulate(tmp_path_factory.mktemp("pairs"), tiny_artifact, 1)[0]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "route"), [(1, "positions"), (1, "graphs"), (2, "graphs")])
 def test_ranks_boxes_and_lists(by_pairs: dict[str, Array], tiny_artifact: Path, tmp_path: Path, route: str, ranks: int) -> None:
     """Energies, forces, virials and pressures of every system, an empty rank and several images of an atom among them."""
-    found, text = simulate(tmp_path, tiny_artifact, ranks)
+    found, text = simulate(tmp_path, tiny_artifact, ranks, env={ROUTE: route})
     worst = deviations(found, by_pairs)
     assert max(worst.values()) <= 1e-12, worst
     assert "gets positions at every step" in text
 
 
+@pytest.mark.parametrize("route", ["graphs"], indirect=True)
 def test_relaxation_dynamics_and_restart(crystal: Host, tiny: Potential, tmp_path: Path, tiny_artifact: Path) -> None:
     test_single_rank.test_relaxation_dynamics_and_restart(crystal, tiny, tmp_path, tiny_artifact)
 
@@ -96,18 +96,6 @@ def test_what_is_wrong_is_said_as_by_pairs(
         Exception, match=r"the force on atom \d+ \(type \d, nearest neighbour at 2.\d+ Angstrom\) is not finite"
     ):
         host("run 0")
-
-
-def test_an_element_that_the_composition_lacks(host: Host, tiny_artifact: Path, route: str) -> None:
-    """A type of another pair style that turns into one of ours is refused by its element, also between lists."""
-    ours = cases.orthogonal()
-    host.load(Atoms("Ar", positions=[[1.0, 1.2, 1.4]], cell=ours.cell, pbc=True) + ours, ("Ar", "Ge", "Si"))
-    host(f"pair_style hybrid triforces {tiny_artifact} lj/cut 2.0")
-    host("pair_coeff * * triforces NULL Ge Si\npair_coeff 1 * lj/cut 0.0 1.0\nneigh_modify every 1000 delay 1000 check no")
-    host("run 0")
-    host("variable turn equal 1\nfix 2 all nve\nset atom 7 type 1")
-    with pytest.raises(Exception, match=r"an atom changed between a type|element X"):
-        host("run 0 pre no\nrun 1 pre no")
 
 
 def test_the_box_may_change_at_every_step(crystal: Host, tiny: Potential) -> None:
