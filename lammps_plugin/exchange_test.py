@@ -67,16 +67,18 @@ def _one_precision(
     if ids is None:
         expected = y[ghosts, 1:2] * _ratios(columns, dtype)
         expected[:, 0] = 1.0
-    if not (torch.equal(y[own], x[own]) and torch.equal(y[ghosts], expected)):
+    there = torch.equal(y[own], x[own]) and torch.equal(y[ghosts], expected)
+    copies = back[own, :1]
+    home = torch.equal(back[own], copies * x[own]) and not bool(back[ghosts].any()) and bool((known[ghosts, 0] >= 2.0).all())
+    # Before any verdict: the other ranks wait for this one.
+    forward, backward = (0.0, 0.0) if total is None else total([_dot(y, y), _dot(x[own], back[own])])
+    if not there:
         return "ghost atoms do not get the rows of their owners"
     if not torch.equal(again, y):
         return "rows change when they are exchanged twice"
-    copies = back[own, :1]
-    right = torch.equal(back[own], copies * x[own]) and not bool(back[ghosts].any()) and bool((known[ghosts, 0] >= 2.0).all())
-    if total is not None:
-        forward, backward = total([_dot(y, y), _dot(x[own], back[own])])
-        right = right and forward == backward
-    return "" if right else "what ghost atoms hand back to their owners is not the transpose of what they get"
+    if not home or forward != backward:
+        return "what ghost atoms hand back to their owners is not the transpose of what they get"
+    return ""
 
 
 def _pattern(ids: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
