@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ase.data import atomic_masses, atomic_numbers
+
 BIN = Path(sys.executable).parent
 INPUT = """
 units metal
@@ -24,7 +26,7 @@ lattice diamond 5.431
 region all block 0 3 0 3 0 3
 create_box {types} all
 create_atoms 1 box
-mass * 28.085
+{masses}
 pair_style triforces {artifact}
 pair_coeff * * {symbols}
 velocity all create 600 1 loop all
@@ -73,7 +75,9 @@ def main() -> None:
     from triforces_deploy.artifact import read_artifact
 
     elements = read_artifact(options.artifact).metadata.facts.elements
-    script = INPUT.format(artifact=options.artifact.resolve(), types=len(elements), symbols=" ".join(elements))
+    masses = "\n".join(f"mass {k} {atomic_masses[atomic_numbers[s]]}" for k, s in enumerate(elements, start=1))
+    words = {"types": len(elements), "symbols": " ".join(elements), "masses": masses}
+    script = INPUT.format(artifact=options.artifact.resolve(), **words)
     for name, (fault, place) in FAULTS.items():
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "in.run").write_text(script)

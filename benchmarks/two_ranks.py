@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ase.data import atomic_masses, atomic_numbers
+
 BIN = Path(sys.executable).parent
 REPEATS = 5
 
@@ -78,6 +80,7 @@ def run_here(path: str, atoms: int, steps: int, meet: bool) -> None:
     timed(Halo, "_moved", "exchange")
     timed(Session, "test", "test")
     symbols = artifact.read_artifact(Path(path)).metadata.facts.elements
+    masses = "\n".join(f"mass {k} {atomic_masses[atomic_numbers[s]]}" for k, s in enumerate(symbols, start=1))
     cells = round((atoms / 8) ** (1 / 3))
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "log"
@@ -85,7 +88,7 @@ def run_here(path: str, atoms: int, steps: int, meet: bool) -> None:
         host.commands_string(
             f"units metal\nlattice diamond 5.431\nregion all block 0 {cells} 0 {cells} 0 {cells}\n"
             f"create_box {len(symbols)} all\n"
-            "create_atoms 1 box\nmass * 28.085\nneighbor 1.0 bin\nneigh_modify every 1 delay 0 check yes\n"
+            f"create_atoms 1 box\n{masses}\nneighbor 1.0 bin\nneigh_modify every 1 delay 0 check yes\n"
             f"pair_style triforces {path}\npair_coeff * * {' '.join(symbols)}\n"
             "velocity all create 600 1 loop all\nfix 1 all nve\nthermo 100000\nrun 2\n"
         )

@@ -106,7 +106,7 @@ if os.readlink("/proc/self/exe").endswith("/lmp") and os.environ.get("PMI_RANK")
 )
 def test_one_rank_fails_before_the_first_step(folder: Path, tiny_artifact: Path, module: str, place: str) -> None:
     (folder / "sitecustomize.py").write_text(SETUP_FAULT.format(module=module, place=place))
-    ended = lmp(INPUT.format(artifact=tiny_artifact), folder, ranks=2, env={"PYTHONPATH": str(folder)}, timeout=20)
+    ended = lmp(INPUT.format(artifact=tiny_artifact), folder, ranks=2, env={"PYTHONPATH": str(folder)}, timeout=40)
     errors = [line for line in ended.text.splitlines() if line.startswith("ERROR")]
     assert len(errors) == 1, ended.text
     assert "RuntimeError: broken on purpose" in errors[0]
