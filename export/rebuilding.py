@@ -15,6 +15,7 @@ from triforces_deploy import __version__, trust
 from triforces_deploy.artifact import Artifact, Parity, read_artifact, rebuild, write
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import replacing
+from triforces_deploy.memory import Memory
 from triforces_deploy.model import Model
 from triforces_deploy.onnx_positions import PositionsModel
 from triforces_deploy.payloads.base import Payload, UnusableError
@@ -52,7 +53,7 @@ def rebuild_payload(artifact: Artifact, backend: str, device: torch.device) -> P
     payload = compile_payload(backend, dataclasses.replace(captured, device=device.type))
     compiled = row(backend)
     run = compiled.open(payload.info, payload.content, device)
-    candidate = Potential(facts, run, backend, payload.info.outputs, compiled.exchanges, device=device)
+    candidate = Potential(facts, run, backend, payload.info.outputs, compiled.exchanges, memory=Memory(device=device))
     check(_measured(backend, candidate, _eager(artifact, model)))
     return payload
 

@@ -15,7 +15,8 @@ import torch
 
 from triforces_deploy import artifact
 from triforces_deploy.errors import UserError
-from triforces_deploy.potential import CPU, Potential
+from triforces_deploy.memory import CPU
+from triforces_deploy.potential import Potential
 
 DEVICE = "TFDEPLOY_DEVICE"
 """Environment variable: cpu, cuda (a GPU for each rank in turn) or cuda:N."""
@@ -47,6 +48,10 @@ class Placement:
         return self.device.type != "cpu" if self.route is None else self.route != "pairs"
 
 
+HERE = Placement(CPU, "torch sees no GPU")
+"""Without a choice."""
+
+
 def choose(local_rank: int) -> Placement:
     """The device of this rank.
 
@@ -64,7 +69,7 @@ def choose(local_rank: int) -> Placement:
     if wanted == "cpu":
         return Placement(CPU, f"{DEVICE}=cpu", forced)
     if wanted is None and gpus == 0:
-        return Placement(CPU, "torch sees no GPU", forced)
+        return dataclasses.replace(HERE, route=forced)
     kind, _, index = (wanted or "cuda").partition(":")
     if kind != "cuda" or not (index.isdecimal() or index == ""):
         raise UserError(f"{DEVICE}={wanted}: expected cpu, cuda or cuda:N")

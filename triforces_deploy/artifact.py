@@ -7,6 +7,7 @@ Nothing in it refers to a path or to a class other than :class:`triforces_deploy
 from __future__ import annotations
 
 import dataclasses
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,16 @@ from triforces_deploy.contents import (
     hash_weights,
     to_state,
 )
-from triforces_deploy.eager import eager, within_memory
+from triforces_deploy.eager import eager, need_in_blocks, need_of, within_memory
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
 from triforces_deploy.local_builds import rebuilt
+from triforces_deploy.memory import CPU, Memory
 from triforces_deploy.model import Model
 from triforces_deploy.payloads.base import OUTPUTS, Payload, UnusableError
 from triforces_deploy.payloads.table import PREFERENCE, backend, has_code
 from triforces_deploy.plain_pickle import Instance
-from triforces_deploy.potential import CPU, Potential
+from triforces_deploy.potential import Potential
 from triforces_deploy.precision import PRECISIONS
 from triforces_deploy.unified import Unified
 from triforces_deploy.verdicts import judge
@@ -95,8 +97,9 @@ def potential(
         if choice == "eager":
             place = device or CPU
             model = rebuild(artifact, name).to(place)
+            memory = Memory(blocked=partial(need_in_blocks, model) if place.type == "cpu" else None, device=place)
             outputs = (*OUTPUTS, *model.stream_names())
-            return Potential(facts, eager(model, device=place), "eager", outputs, notes=tuple(notes), device=place)
+            return Potential(facts, eager(model, memory), "eager", outputs, notes=tuple(notes), memory=memory)
         try:
             return _opened(artifact, name, choice, trusted, notes, device)
         except UnusableError as error:
@@ -123,9 +126,11 @@ def _opened(
         except UnusableError as error:
             raise UnusableError(f"{verdict.reason}; rebuilding it: {error}") from error
         notes.append(f"back end {choice} rebuilt here from the file's model: {verdict.reason}")
-    compiled = row.open(payload.info, payload.content, place)
-    run = within_memory(compiled, payload.info, lambda: rebuild(artifact, name).to(place), place)
-    return Potential(artifact.metadata.facts, run, label, payload.info.outputs, row.exchanges, tuple(notes), place)
+    model = cache(lambda: rebuild(artifact, name).to(place))
+    in_blocks = (lambda: need_in_blocks(model())) if place.type == "cpu" else None
+    memory = Memory(need_of(payload.info), in_blocks, place)
+    run = within_memory(row.open(payload.info, payload.content, place), payload.info, memory, model)
+    return Potential(artifact.metadata.facts, run, label, payload.info.outputs, row.exchanges, tuple(notes), memory)
 
 
 def _own_device(kind: str) -> torch.device:

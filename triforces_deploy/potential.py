@@ -12,11 +12,10 @@ from triforces_deploy import exchange
 from triforces_deploy.derivatives import Evaluation
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
+from triforces_deploy.memory import Memory
 from triforces_deploy.neighbour_cap import nearest
 from triforces_deploy.payloads.base import OUTPUTS, Run
 from triforces_deploy.precision import multiplying
-
-CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +50,8 @@ class Facts:
     """Only so many nearest neighbours of each atom are seen, ties included; see neighbour_cap.py."""
     readout: str = "sum"
     """'sum': as trained. 'refitted': a sum over atoms that export fitted to a model with another readout."""
+    exchange_widths: tuple[int, ...] = ()
+    """Numbers in a row of each exchange; empty in files that were made before they were recorded."""
     policies: tuple[str, ...] = ()
     """One line for each decision that export froze; shown by ``tfdeploy info`` and at the start of LAMMPS."""
 
@@ -76,7 +77,7 @@ class Potential:
         outputs: what ``run`` returns.
         exchanges: whether ``run`` calls the exchange, so that several ranks can share a structure.
         notes: lines worth showing to whoever starts a run, such as why a faster back end was not used.
-        device: where ``run`` takes and returns its tensors.
+        memory: what ``run`` takes and may take, and the device where it takes and returns its tensors.
     """
 
     def __init__(
@@ -87,12 +88,13 @@ class Potential:
         outputs: tuple[str, ...] = OUTPUTS,
         exchanges: bool = True,
         notes: tuple[str, ...] = (),
-        device: torch.device = CPU,
+        memory: Memory | None = None,
     ) -> None:
         self.facts = facts
+        self.memory = Memory() if memory is None else memory
         self.backend = backend
         self.notes = notes
-        self.device = device
+        self.device = self.memory.device
         self._run, self._outputs, self._exchanges = run, outputs, exchanges
         allowed = torch.zeros(N_NUMBERS, dtype=torch.bool)
         allowed[list(self._allowed_numbers())] = True
@@ -100,7 +102,7 @@ class Potential:
         reference = torch.zeros(1, N_NUMBERS, dtype=torch.float64)
         for symbol, count in facts.reference.items():
             reference[0, atomic_numbers[symbol]] = count
-        self._reference = reference.to(device)
+        self._reference = reference.to(self.device)
 
     def evaluate(self, graph: Graph, handler: exchange.Handler | None = None) -> Evaluation:
         """Per-atom energies and edge forces of a graph.

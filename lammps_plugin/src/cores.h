@@ -8,6 +8,7 @@ namespace triforces {
 struct Share {
   int cores;    // this rank's fair share of those of its node, at least 1
   int rank;     // its number among the ranks of its node
+  int ranks;    // how many they are
 };
 
 // Collective.

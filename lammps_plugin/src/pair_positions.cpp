@@ -8,9 +8,8 @@
 using namespace LAMMPS_NS;
 using triforces::PairTriforces;
 
-void PairTriforces::compute_positions()
+void PairTriforces::compute_positions(const double *x)
 {
-  const double *x = atom->nlocal + atom->nghost > 0 ? atom->x[0] : nullptr;
   if (rows_are_new_ && !skin_.copy(list, rows_)) stop(STRANGER);
   send(x);
   const bool overlapping = frame_.shortest < facts_.overlap;
@@ -43,6 +42,7 @@ void PairTriforces::send(const double *x)
   frame_.new_numbers = numbers_ != sent_numbers_ || counts_ != sent_counts_;
   frame_.atom_virials = vflag_atom != 0;
   sent_counts_.clear();    // in case this fails
+  step_.moved = 0;
   thrown_ = nullptr;
   const int32_t status = bridge_->move(session_, &frame_);
   if (thrown_) std::rethrow_exception(thrown_);
@@ -62,18 +62,18 @@ double PairTriforces::add_rows()
   for (int r = 0; r < rows_.total(); ++r) {
     double *const f = atom->f[rows_.atom[r]];
     for (int d = 0; d < 3; ++d) {
-      f[d] += force[3 * r + d];
+      f[d] += energy_unit_ * force[3 * r + d];
       sum[d] += force[3 * r + d];
     }
   }
-  if (eflag_global) eng_vdwl += energy;
+  if (eflag_global) eng_vdwl += energy_unit_ * energy;
   if (eflag_atom)
-    for (int r = 0; r < rows_.owned; ++r) eatom[rows_.atom[r]] += frame_.energies[r];
+    for (int r = 0; r < rows_.owned; ++r) eatom[rows_.atom[r]] += energy_unit_ * frame_.energies[r];
   if (vflag_global)
-    for (int k = 0; k < 6; ++k) virial[k] += frame_.virial[k];
+    for (int k = 0; k < 6; ++k) virial[k] += energy_unit_ * frame_.virial[k];
   if (vflag_atom)
     for (int r = 0; r < rows_.total(); ++r)
-      for (int k = 0; k < 6; ++k) vatom[rows_.atom[r]][k] += frame_.atom_virial[6 * r + k];
+      for (int k = 0; k < 6; ++k) vatom[rows_.atom[r]][k] += energy_unit_ * frame_.atom_virial[6 * r + k];
   const double forces = sum[0] + sum[1] + sum[2];
   return std::isfinite(forces) ? energy : forces;
 }

@@ -27,13 +27,14 @@ from triforces_deploy.lammps_plugin.on_device import Layout, compacted, evaluate
 from triforces_deploy.lammps_plugin.positions import Positions
 from triforces_deploy.lammps_plugin.recording import HELD, Replay
 from triforces_deploy.lammps_plugin.skin import Pairs, Sizes, skin
+from triforces_deploy.memory import Memory
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.payloads.base import PayloadInfo
 from triforces_deploy.potential import Potential
 from triforces_deploy.verdicts import judge
 
 MODEL = tiny_model()
-POTENTIAL = Potential(MODEL.facts(), eager(MODEL), "eager")
+POTENTIAL = Potential(MODEL.facts(), eager(MODEL, Memory()), "eager")
 
 
 def cluster(n: int = 40, seed: int = 0) -> Atoms:
@@ -187,7 +188,7 @@ def test_nothing_in_an_evaluation_waits_for_the_device_or_stays_on_the_host() ->
     there = skin(pairs, sizes, numbers, torch.zeros(1, 119, dtype=torch.float64))
     there = type(there)(*(t.to(meta) for t in there))
     model = tiny_model().to(meta)
-    potential = Potential(MODEL.facts(), model.run, "eager", device=meta)
+    potential = Potential(MODEL.facts(), model.run, "eager", memory=Memory(device=meta))
     result = evaluate(potential, there, torch.zeros(62, 3, dtype=torch.float64, device=meta), None, True, True)
     assert result.shape == (Layout(70).atom_virials + 6 * 70,)
     assert result.device == meta
@@ -215,7 +216,7 @@ def test_buckets_hold_what_is_needed_and_do_not_flutter() -> None:
 
 
 def test_a_neighbour_cap_and_several_ranks_are_not_recorded() -> None:
-    capped = Potential(dataclasses.replace(MODEL.facts(), max_neighbours=6), eager(MODEL), "eager")
+    capped = Potential(dataclasses.replace(MODEL.facts(), max_neighbours=6), eager(MODEL, Memory()), "eager")
     for positions in (Positions(capped, None, "graphs"), Positions(POTENTIAL, object(), "graphs")):  # type: ignore[arg-type]
         assert positions._most == 0
 
@@ -310,7 +311,7 @@ def test_a_gpu_without_enough_memory_goes_in_blocks(monkeypatch: pytest.MonkeyPa
             raise torch.OutOfMemoryError("CUDA out of memory")
         return MODEL.run(graph)
 
-    run = whole_where_it_fits(whole, eager(MODEL))
+    run = whole_where_it_fits(whole, eager(MODEL, Memory()))
     for graph in (small, large, large, small):
         found, wanted = run(graph), MODEL.run(graph)
         torch.testing.assert_close(derivatives.forces(found[1], graph), derivatives.forces(wanted[1], graph))
