@@ -133,7 +133,7 @@ class Positions:
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
                 print(f"triforces-deploy: CUDA graphs are not used: {reason}", file=sys.stderr, flush=True)
-                self._record = again
+                self._record, self._most = again, 0  # and no padding from the next list on
                 space.replays[virials] = function
         return space.replays[virials]()
 

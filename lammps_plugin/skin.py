@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS
 from triforces_deploy.lammps_plugin.views import view
 
@@ -70,7 +71,7 @@ class Pairs(NamedTuple):
 
     @classmethod
     def of(cls, frame: Frame, mirrored: bool, device: torch.device) -> Pairs:
-        """Of a frame with a new list."""
+        """Of a frame with a new list; UserError where an atom in it is none of the potential's."""
         centre, neighbour, row = (
             view(address, (length,), "<i4").to(device, torch.int64)
             for address, length in (
@@ -81,8 +82,11 @@ class Pairs(NamedTuple):
         )
         first = view(frame.first, (frame.centres + 1,), "<i8").to(device)
         centre = centre.repeat_interleave(first.diff(), output_size=frame.pairs)
+        neighbour_row = row.index_select(0, neighbour)
+        if bool((neighbour_row < 0).any()) or bool((row.index_select(0, centre) < 0).any()):
+            raise UserError("an atom changed between a type of this pair style and NULL without a new neighbor list")
         if mirrored:
-            foreign = row.index_select(0, neighbour) >= frame.owned
+            foreign = neighbour_row >= frame.owned
             centre, neighbour = torch.cat([centre, neighbour[foreign]]), torch.cat([neighbour, centre[foreign]])
         return cls(centre, neighbour, row, frame.owned, frame.rows)
 

@@ -10,7 +10,7 @@ using triforces::PairTriforces;
 
 void PairTriforces::compute_positions(const double *x)
 {
-  if (rows_are_new_ && !skin_.copy(list, rows_)) stop(STRANGER);
+  if (rows_are_new_) skin_.copy(list);
   send(x);
   const bool overlapping = frame_.shortest < facts_.overlap;
   const double energy = add_rows();

@@ -148,7 +148,8 @@ void PairTriforces::compute(int eflag, int vflag)
     if (starting) show_exchanged();
     return;
   }
-  if (edges_.knows_stranger()) stop(STRANGER);
+  if (edges_.knows_stranger())
+    stop("an atom changed between a type of this pair style and NULL without a new neighbor list");
   if (edges_.shortest() < facts_.overlap) require_no_overlap();
   evaluate();
   if (starting) show_exchanged();

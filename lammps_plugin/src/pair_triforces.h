@@ -14,8 +14,6 @@
 
 namespace triforces {
 
-constexpr const char *STRANGER = "an atom changed between a type of this pair style and NULL without a new neighbor list";
-
 // pair_style triforces FILE
 // pair_coeff * * ELEMENT ...
 //

@@ -4,7 +4,7 @@
 
 using namespace LAMMPS_NS;
 
-bool triforces::Skin::copy(const NeighList *list, const Rows &rows)
+void triforces::Skin::copy(const NeighList *list)
 {
   centre.assign(list->ilist, list->ilist + list->inum);
   first.resize(list->inum + 1);
@@ -15,16 +15,10 @@ bool triforces::Skin::copy(const NeighList *list, const Rows &rows)
   }
   first[list->inum] = pairs;
   neighbour.resize(pairs);
-  int any_row = 0;    // its sign bit gathers those of all rows
   for (int k = 0; k < list->inum; ++k) {
     const int i = centre[k];
     const int *theirs = list->firstneigh[i];
     int32_t *ours = neighbour.data() + first[k];
-    any_row |= rows.row[i];
-    for (int n = 0; n < list->numneigh[i]; ++n) {
-      ours[n] = theirs[n] & NEIGHMASK;
-      any_row |= rows.row[ours[n]];
-    }
+    for (int n = 0; n < list->numneigh[i]; ++n) ours[n] = theirs[n] & NEIGHMASK;
   }
-  return any_row >= 0;
 }

@@ -1,8 +1,6 @@
 #ifndef TRIFORCES_SKIN_H
 #define TRIFORCES_SKIN_H
 
-#include "rows.h"
-
 #include <cstdint>
 #include <vector>
 
@@ -18,8 +16,7 @@ struct Skin {
   std::vector<int64_t> first;        // where the neighbours of each begin, and the end
   std::vector<int32_t> neighbour;    // atoms and ghosts
 
-  // False where an atom in the list has no row.
-  bool copy(const LAMMPS_NS::NeighList *list, const Rows &rows);
+  void copy(const LAMMPS_NS::NeighList *list);
 
   double bytes() const { return 4.0 * (centre.capacity() + neighbour.capacity()) + 8.0 * first.capacity(); }
 };

@@ -19,12 +19,12 @@ class Sender:
 
     def __init__(self, cutoff: float) -> None:
         self._reach = cutoff + SKIN
-        self._kept: dict[str, Any] = {}
+        self.kept: dict[str, Any] = {}
 
     def frame(self, atoms: Atoms, new_list: bool = True, atom_virials: bool = False) -> SimpleNamespace:
         if new_list:
-            self._kept = self._listed(atoms)
-        k = self._kept
+            self.kept = self._listed(atoms)
+        k = self.kept
         k["positions"] = np.ascontiguousarray(atoms.positions)
         k["numbers"] = atoms.numbers.astype(np.int64)
         k["counts"] = np.bincount(atoms.numbers, minlength=N_NUMBERS).astype(np.int64)

@@ -144,6 +144,14 @@ def test_what_cannot_be_recorded_runs_without(capsys: pytest.CaptureFixture[str]
     assert said == ["triforces-deploy: CUDA graphs are not used: operation not permitted when stream is capturing"]
 
 
+def test_an_atom_of_another_style_in_the_list_is_refused() -> None:
+    positions, sender, atoms = Positions(POTENTIAL, None, "positions"), Sender(TINY.cutoff), cluster()
+    frame = sender.frame(atoms)
+    sender.kept["row"][7] = -1
+    with pytest.raises(UserError, match="an atom changed between a type of this pair style and NULL"):
+        positions.step(frame)
+
+
 @pytest.mark.parametrize("route", ["positions", "graphs"])
 @pytest.mark.parametrize(
     "atoms", [Atoms(), Atoms("Si"), Atoms("SiGe", [[0, 0, 0], [0, 0, 2.4]]), Atoms("Si2", [[0, 0, 0], [0, 0, 9]])]
