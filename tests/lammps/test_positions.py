@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.lammps import cases, test_single_rank
-from tests.lammps.harness import Array, Host, expected
+from tests.lammps.harness import Array, Environment, Host, expected
 from tests.lammps.test_against_ase import check
-from tests.lammps.test_many_ranks import deviations, simulate
+from tests.lammps.test_many_ranks import SYSTEMS, deviations, simulate
 from triforces_deploy.lammps_plugin.placement import ROUTE
 from triforces_deploy.potential import Potential
 
@@ -29,15 +29,24 @@ def crystal(host: Host, tiny_artifact: Path, route: str) -> Host:
     return host
 
 
+def short(folder: Path, artifact: Path, ranks: int, env: Environment | None = None) -> tuple[dict[str, Array], str]:
+    """A few steps of each system, so that roundings have no time to grow."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in cases.ALL:
+            boundary, comm, steps, before = SYSTEMS[name]
+            patch.setitem(SYSTEMS, name, (boundary, comm, min(steps, 5), before))
+        return simulate(folder, artifact, ranks, tuple(cases.ALL), env)
+
+
 @pytest.fixture(scope="module")
 def by_pairs(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: Path) -> dict[str, Array]:
-    return simulate(tmp_path_factory.mktemp("pairs"), tiny_artifact, 1)[0]
+    return short(tmp_path_factory.mktemp("pairs"), tiny_artifact, 1)[0]
 
 
 @pytest.mark.parametrize(("ranks", "route"), [(1, "positions"), (1, "graphs"), (2, "graphs")])
 def test_ranks_boxes_and_lists(by_pairs: dict[str, Array], tiny_artifact: Path, tmp_path: Path, route: str, ranks: int) -> None:
     """Energies, forces, virials and pressures of every system, an empty rank and several images of an atom among them."""
-    found, text = simulate(tmp_path, tiny_artifact, ranks, env={ROUTE: route})
+    found, text = short(tmp_path, tiny_artifact, ranks, {ROUTE: route})
     worst = deviations(found, by_pairs)
     assert max(worst.values()) <= 1e-12, worst
     assert "gets positions at every step" in text
