@@ -25,14 +25,20 @@ from triforces_deploy.lammps_plugin.session import Session, StepLike
 from triforces_deploy.lammps_plugin.startup import Run
 from triforces_deploy.neighbours import OVERLAP
 
-ABI = 1
+ABI = 2
 TEXT = 16384
 
 
 class FactsStruct(Structure):
     """``tf_facts``."""
 
-    _fields_ = (("cutoff", c_double), ("overlap", c_double), ("bidirectional", c_int32), ("exchanges", c_int32))
+    _fields_ = (
+        ("cutoff", c_double),
+        ("overlap", c_double),
+        ("bidirectional", c_int32),
+        ("exchanges", c_int32),
+        ("uncertainty", c_int32),
+    )
 
 
 class RunStruct(Structure):
@@ -66,6 +72,7 @@ class StepStruct(Structure):
         ("counts", c_void_p),
         ("energies", c_void_p),
         ("edge_forces", c_void_p),
+        ("uncertainty", c_void_p),
     )
 
 
@@ -108,7 +115,7 @@ class Bridge:
         number[0] = next(self._numbers)
         self._sessions[number[0]] = session
         its = session.potential.facts
-        facts[0] = FactsStruct(its.cutoff, OVERLAP, its.bidirectional, its.n_exchanges)
+        facts[0] = FactsStruct(its.cutoff, OVERLAP, its.bidirectional, its.n_exchanges, session.potential.has_uncertainty)
 
     def map(self, number: int, names: bytes, numbers: Any) -> None:
         for kind, atomic_number in enumerate(self._sessions[number].map(names.decode().split()), start=1):

@@ -30,6 +30,7 @@ class StepLike(Protocol):
     counts: int | None
     energies: int | None
     edge_forces: int | None
+    uncertainty: int | None
 
 
 class Session:
@@ -48,7 +49,7 @@ class Session:
         self._halo = Halo(swap, pair)
         self._ranks = 1
         # LAMMPS reads the results after compute() has returned.
-        self._results: tuple[Tensor, Tensor] | None = None
+        self._results: tuple[Tensor, ...] = ()
 
     def map(self, names: Sequence[str]) -> list[int]:
         """Atomic numbers of the names in pair_coeff, 0 for NULL; UserError for a name the potential does not know."""
@@ -68,7 +69,7 @@ class Session:
         return startup.describe(self.potential, self._file, run, torch.get_num_threads())
 
     def compute(self, step: StepLike) -> None:
-        """Evaluate one step and leave the addresses of its energies (rows) and pair forces (edges, 3) in it."""
+        """Evaluate one step and leave the addresses of energies (rows), pair forces (edges, 3), uncertainty (rows) in it."""
         graph = _graph(step)
         evaluation = self.potential.evaluate(graph, self._halo if self._ranks > 1 else None)
         energies = evaluation.energies.detach().to(torch.float64).contiguous()
@@ -76,7 +77,11 @@ class Session:
         if energies.shape != graph.numbers.shape or edge_forces.shape != graph.edge_vector.shape:
             raise RuntimeError(f"expected energies {tuple(graph.numbers.shape)}, got {tuple(energies.shape)}")
         self._results = energies, edge_forces
-        step.energies, step.edge_forces = energies.data_ptr(), edge_forces.data_ptr()
+        step.energies, step.edge_forces, step.uncertainty = energies.data_ptr(), edge_forces.data_ptr(), None
+        if evaluation.uncertainty is not None:
+            uncertainty = evaluation.uncertainty.detach().to(torch.float64).contiguous()
+            self._results = energies, edge_forces, uncertainty
+            step.uncertainty = uncertainty.data_ptr()
 
 
 def _graph(step: StepLike) -> Graph:

@@ -55,6 +55,8 @@ class Data:
     split: Split
     files: dict[str, str]
     """Path → sha256."""
+    shortest: dict[str, float]
+    """:func:`shortest_distances` of ``train``."""
     undeclared: int
     """Frames whose file names no trajectory; they were kept together by file and formula."""
 
@@ -78,12 +80,14 @@ def load(config: DataConfig, model: ModelConfig) -> Data:
         if shared:
             raise UserError(f"data.validation_files share trajectory '{shared[0]}' with data.files; give each file its own")
         split = dataclasses.replace(split, validation=tuple(sorted({f.trajectory for f in validation})))
+    train = [f.sample for f in frames if f.trajectory in parts["train"]]
     return Data(
-        train=[f.sample for f in frames if f.trajectory in parts["train"]],
+        train=train,
         validation=[f.sample for f in validation or frames if own or f.trajectory in parts["validation"]],
         test=[f.sample for f in frames if f.trajectory in parts["test"]],
         split=split,
         files={str(p): sha256_of(p) for p in (*paths, *own)},
+        shortest=shortest_distances(train),
         undeclared=sum(not f.declared for f in (*frames, *validation)),
     )
 
@@ -134,6 +138,16 @@ def elements_seen(samples: Sequence[Sample]) -> list[str]:
     """Chemical symbols that occur in the samples, by atomic number."""
     counts = torch.cat([s.graph.composition for s in samples]).sum(0)
     return [chemical_symbols[z] for z in torch.nonzero(counts)[:, 0].tolist()]
+
+
+def shortest_distances(samples: Sequence[Sample]) -> dict[str, float]:
+    """Å. The shortest distance of each pair of elements, such as 'Si-Ge' with the lighter one first, that occurs."""
+    shortest = np.full((N_NUMBERS, N_NUMBERS), np.inf)
+    for sample in samples:
+        numbers = sample.graph.numbers[sample.graph.edge_index].sort(dim=0).values.numpy()  # (2, E)
+        np.minimum.at(shortest, (numbers[0], numbers[1]), torch.linalg.vector_norm(sample.graph.edge_vector, dim=1).numpy())
+    pairs = np.argwhere(np.isfinite(shortest)).tolist()
+    return {f"{chemical_symbols[a]}-{chemical_symbols[b]}": float(shortest[a, b]) for a, b in pairs}
 
 
 def fit_scale(samples: Sequence[Sample]) -> Tensor:

@@ -72,6 +72,10 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
         torch.set_num_threads(plan.trainer.threads)
     accelerator = _accelerator(plan)
     plan.model.refuse_frozen()
+    if plan.model.uncertainty:
+        raise UserError(
+            "model.uncertainty is made by `tfdeploy uncertainty` of a trained checkpoint; leave it out of the recipe"
+        )
     found = load(plan.data, plan.model)
     if not found.train or not found.validation:
         raise UserError(

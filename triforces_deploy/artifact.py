@@ -84,7 +84,8 @@ def potential(artifact: Artifact, name: str, backend: str | None = None, trusted
     for choice in PREFERENCE if backend is None else (backend,):
         if choice == "eager":
             model = rebuild(artifact, name)
-            return Potential(facts, eager(model), "eager", (*OUTPUTS, *model.stream_names()), notes=tuple(notes))
+            extras = model.extras()
+            return Potential(facts, eager(model, extras), "eager", (*OUTPUTS, *extras), notes=tuple(notes))
         try:
             return _opened(artifact, name, choice, trusted, notes)
         except UnusableError as error:
@@ -123,7 +124,7 @@ def rebuild(artifact: Artifact, name: str = "the artifact") -> Model:
 def _refuse_other_facts(artifact: Artifact, model: Model, name: str) -> None:
     """LAMMPS lists ghosts and moves features by these facts; wrong ones would be wrong forces."""
     said, true = artifact.metadata.facts, model.facts()
-    for field in ("n_exchanges", "bidirectional", "receptive_field", "units", "max_neighbours", *PROMISES):
+    for field in ("n_exchanges", "bidirectional", "receptive_field", "units", "max_neighbours", "zbl_overlay", *PROMISES):
         if dataclasses.asdict(said)[field] != dataclasses.asdict(true)[field]:
             raise UserError(f"{name}: its {field} is not that of the model in it; export it anew from the checkpoint")
 

@@ -37,6 +37,8 @@ class Parity:
     forces: float
     stress: float
     tolerance: float
+    uncertainty: float | None = None
+    """None where the model does not tell it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from torch import Tensor
@@ -10,17 +10,22 @@ from torch import Tensor
 from triforces_deploy.graph import Graph
 from triforces_deploy.model import Model
 from triforces_deploy.nn import blocks
-from triforces_deploy.payloads.base import PayloadInfo, Run
+from triforces_deploy.payloads.base import OUTPUTS, PayloadInfo, Run
 from triforces_deploy.precision import multiplying
 
 
-def eager(model: Model, with_embeddings: bool = True) -> Run:
-    """Evaluate a model in blocks; what exceeds the memory there is at first is computed again instead of kept."""
+def eager(model: Model, extras: Sequence[str] = ()) -> Run:
+    """Evaluate a model in blocks; what exceeds the memory there is at first is computed again instead of kept.
+
+    Args:
+        model: what runs.
+        extras: what it returns besides energies and edge forces, of ``model.extras()``.
+    """
     limit = cache(blocks.memory_limit)  # once: later, what this very process has kept of its freed memory would count as taken
 
     def run(graph: Graph) -> tuple[Tensor, ...]:
         with blocks.using(limit()):
-            return model.run(graph, with_embeddings)
+            return model.run(graph, extras)
 
     return run
 
@@ -35,7 +40,7 @@ def within_memory(compiled: Run, info: PayloadInfo, rebuild: Callable[[], Model]
     """
     per_edge, per_atom = (info.details.get(key, 0.0) for key in ("bytes_per_edge", "bytes_per_atom"))
     limit = cache(blocks.memory_limit)
-    blocked = cache(lambda: eager(rebuild(), len(info.outputs) > 2))
+    blocked = cache(lambda: eager(rebuild(), info.outputs[len(OUTPUTS) :]))
 
     def run(graph: Graph) -> tuple[Tensor, ...]:
         needed = graph.edge_vector.shape[0] * per_edge + graph.numbers.shape[0] * per_atom

@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-enum { TF_ABI = 1 };
+enum { TF_ABI = 2 };
 enum { TF_OK = 0, TF_FAILED = 1 };
 enum { TF_TEXT = 16384, TF_ELEMENTS = 119 };
 
@@ -16,6 +16,7 @@ typedef struct {
   double overlap;            // Å; atoms closer than this are a mistake
   int32_t bidirectional;     // ghosts need the mirrored edges too
   int32_t exchanges;         // calls of the exchange each way
+  int32_t uncertainty;       // it tells how uncertain the energy of each atom is
 } tf_facts;
 
 // What Python checks and shows once at the start of a run.
@@ -41,7 +42,8 @@ typedef struct {
   const double *edge_vector;  // (edges, 3), Å
   const int64_t *counts;      // (TF_ELEMENTS) atoms of the whole system
   const double *energies;     // filled by Python: (rows), eV
-  const double *edge_forces;  // filled by Python: (edges, 3), eV/Å; both live until the next call
+  const double *edge_forces;  // filled by Python: (edges, 3), eV/Å
+  const double *uncertainty;  // filled by Python: (rows), eV, where the potential tells it; all live until the next call
 } tf_step;
 
 typedef struct {

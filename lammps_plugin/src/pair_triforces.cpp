@@ -15,6 +15,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <thread>
 
@@ -229,6 +230,10 @@ void PairTriforces::tally()
   if (eflag_global) eng_vdwl += energy;
   if (eflag_atom)
     for (int r = 0; r < rows_.owned; ++r) eatom[rows_.atom[r]] += step_.energies[r];
+  if (facts_.uncertainty) {
+    uncertainty_.assign(atom->nlocal + 1, 0.0);    // never empty: its address is what `fix pair` is given
+    for (int r = 0; r < rows_.owned; ++r) uncertainty_[rows_.atom[r]] = step_.uncertainty[r];
+  }
   if (vflag_either) tally_virial();
 }
 
@@ -284,7 +289,18 @@ std::string PairTriforces::location(int i) const
       std::to_string(std::sqrt(nearest)) + " Angstrom)";
 }
 
+// Zero for atoms of other pair styles.
+void *PairTriforces::extract_peratom(const char *name, int &columns)
+{
+  columns = 0;
+  if (strcmp(name, "uncertainty") != 0) return nullptr;
+  if (session_ >= 0 && !facts_.uncertainty)
+    error->all(FLERR, "this potential does not tell its uncertainty; "
+                      "run 'tfdeploy uncertainty' on its checkpoint and export it again");
+  return uncertainty_.empty() ? nullptr : uncertainty_.data();
+}
+
 double PairTriforces::memory_usage()
 {
-  return Pair::memory_usage() + rows_.bytes() + edges_.bytes() + 8.0 * numbers_.capacity();
+  return Pair::memory_usage() + rows_.bytes() + edges_.bytes() + 8.0 * (numbers_.capacity() + uncertainty_.capacity());
 }

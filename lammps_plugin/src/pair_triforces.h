@@ -16,6 +16,8 @@ namespace triforces {
 // pair_style triforces FILE
 // pair_coeff * * ELEMENT ...
 //
+// fix ID all pair N triforces uncertainty 0
+//
 // LAMMPS' neighbours go to Python as edge vectors, per-atom energies and pair forces come back. In between, Python may
 // ask for rows of ghost atoms to be filled in from (or added to) the ranks that own them.
 class PairTriforces : public LAMMPS_NS::Pair {
@@ -29,6 +31,7 @@ class PairTriforces : public LAMMPS_NS::Pair {
   double init_one(int, int) override;
   void compute(int, int) override;
   double memory_usage() override;
+  void *extract_peratom(const char *, int &) override;
 
   int pack_forward_comm(int, int *, double *, int, int *) override;
   void unpack_forward_comm(int, int, double *) override;
@@ -70,6 +73,7 @@ class PairTriforces : public LAMMPS_NS::Pair {
   tf_step step_ = {};
   std::vector<int32_t> numbers_of_type_;
   std::vector<int64_t> numbers_, counts_;
+  std::vector<double> uncertainty_;    // (owned atoms), what `fix pair` reads
   Rows rows_;
   Edges edges_;
   Columns columns_;
