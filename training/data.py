@@ -12,10 +12,12 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
+from triforces_deploy import derivatives
 from triforces_deploy.config import ModelConfig
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import sha256_of
 from triforces_deploy.graph import N_NUMBERS
+from triforces_deploy.nn.zbl import ZBL
 from triforces_deploy.training.structures import Frame, Sample, join, read_frames
 
 
@@ -159,6 +161,16 @@ def fit_scale(samples: Sequence[Sample]) -> Tensor:
     forces = torch.cat([s.forces for s in samples])
     scale = forces.square().mean().sqrt()
     return scale if float(scale) > 1e-8 else torch.ones((), dtype=torch.float64)
+
+
+def less_repulsion(samples: Sequence[Sample]) -> list[Sample]:
+    """Labels without what a model with ``zbl`` adds itself, so that references and scale are those of its network."""
+    repulsion, left = ZBL(), []
+    for sample in samples:
+        energies, edge_forces, _ = derivatives.evaluate(repulsion, sample.graph)
+        energy = sample.energy - derivatives.energy(energies, sample.graph)
+        left.append(sample._replace(energy=energy, forces=sample.forces - derivatives.forces(edge_forces, sample.graph)))
+    return left
 
 
 def batch_indices(n_samples: int, batch_size: int, seed: int, step: int) -> list[int]:
