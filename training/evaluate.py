@@ -106,6 +106,7 @@ def metrics_table(rows: dict[str, Metrics], title: str) -> Table:
 
 
 def training_files(provenance: dict[str, Any], path: Path) -> list[Path]:
+    """What the checkpoint at ``path`` was trained from; UserError where it does not say, or where a file has changed."""
     files: dict[str, str] = provenance.get("files", {})
     if not files:
         raise UserError(f"{path} does not say what it was trained on; name a file of labelled structures")
@@ -119,6 +120,7 @@ def training_files(provenance: dict[str, Any], path: Path) -> list[Path]:
 
 
 def chosen(frames: list[Frame], provenance: dict[str, Any], part: Part, path: Path) -> list[Frame]:
+    """Those of a part of the checkpoint's own split, by trajectory; UserError where there are none."""
     if part == "all":
         return frames
     split = provenance.get("split")

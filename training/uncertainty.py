@@ -149,7 +149,9 @@ def _parts(model: Model, provenance: dict[str, Any], files: Sequence[Path], path
         train, validation = (chosen(frames, provenance, part, path) for part in ("train", "validation"))
         return _samples(train), _samples(validation)
     split = split_by_trajectory(frames, HELD_OUT, 0.0, seed=0)
-    return tuple(_samples([f for f in frames if f.trajectory in set(names)]) for names in (split.train, split.validation))
+    parts = ([f for f in frames if f.trajectory in set(names)] for names in (split.train, split.validation))
+    train, validation = parts
+    return _samples(train), _samples(validation)
 
 
 def _samples(frames: Sequence[Frame]) -> list[Sample]:

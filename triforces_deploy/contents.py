@@ -15,7 +15,7 @@ from torch import Tensor
 from triforces_deploy.certificate import Certificate
 from triforces_deploy.config import ModelConfig, as_dict, read
 from triforces_deploy.errors import UserError
-from triforces_deploy.payloads.base import PayloadInfo
+from triforces_deploy.payloads.base import OUTPUTS, UNCERTAINTY, PayloadInfo
 from triforces_deploy.potential import Facts
 from triforces_deploy.precision import PRECISIONS
 
@@ -152,6 +152,7 @@ def _refuse_contradictions(metadata: Metadata, name: str) -> None:
         "precision": facts.precision not in PRECISIONS,
         "max_neighbours": facts.max_neighbours != config.max_neighbours,
         "composition": facts.composition not in ("live", "frozen", "none"),
+        "outputs": any(not _can_return(config, info.outputs) for info in metadata.payloads),
         "reference": not set(facts.reference) <= set(facts.elements)
         or not all(isinstance(n, int | float) and math.isfinite(n) and n >= 0 for n in facts.reference.values()),
     }
@@ -159,6 +160,13 @@ def _refuse_contradictions(metadata: Metadata, name: str) -> None:
         if is_wrong:
             raise UserError(f"{name}: its {fact} are not those of the model in it; export it anew from the checkpoint")
     config.numbers()
+
+
+def _can_return(config: ModelConfig, outputs: tuple[str, ...]) -> bool:
+    """Whether compiled forms of a model return these, in this order."""
+    streams = {"composition": config.composition is not None, "structure": config.structure is not None, "interaction": True}
+    extras = [name for name, there in {**streams, UNCERTAINTY: config.uncertainty}.items() if there and name in outputs]
+    return outputs == (*OUTPUTS, *extras)
 
 
 def _name_precisions(data: dict[str, Any]) -> dict[str, Any]:
