@@ -13,11 +13,14 @@ from triforces_deploy.config import ZBLSwitch
 from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
 
+BONDED, BELOW_BOND = 1.1, 0.95
+"""Of the sum of the covalent radii. A pair that training never saw closer than the first was not bonded there, and its
+shortest distance says nothing; the second is where the repulsion ends at most."""
 OF_RADII = 0.75
-"""Of the sum of the covalent radii, where no distance is known: below every bond of main-group elements, triple ones too."""
+"""The same, where no bond is known: below every bond of main-group elements, triple ones too."""
 INNER = 0.7
 """Of the outer distance. A narrower switch would be a steeper force."""
-FEWEST_SHOWN = 6
+MOST_SHOWN = 6
 """Pairs of elements that the policy lists one by one; of more it gives the range."""
 
 
@@ -47,10 +50,11 @@ def switches(
                 f"--zbl: outer {given[1]:g} Å is beyond {shortest:g} Å, the shortest {'-'.join(pair)} distance that the model "
                 "was trained on; give a smaller one, or auto"
             )
-        if shortest is None:
+        radii = sum(float(covalent_radii[atomic_numbers[s]]) for s in pair)
+        if shortest is None or shortest > BONDED * radii:
             guessed.append("-".join(pair))
-        outer = shortest if shortest is not None else OF_RADII * sum(float(covalent_radii[atomic_numbers[s]]) for s in pair)
-        outer = math.floor(100 * min(outer, model.config.cutoff)) / 100
+            shortest = OF_RADII * radii
+        outer = math.floor(100 * min(shortest, BELOW_BOND * radii, model.config.cutoff)) / 100
         inner, outer = given or (round(INNER * outer, 2), outer)
         found.append(ZBLSwitch(*pair, inner, outer))
     return tuple(found), f"short range: ZBL overlaid, {_ranges(found)}; {_source(given, found, guessed)}"
@@ -76,7 +80,7 @@ def _parsed(option: str, cutoff: float) -> tuple[float, float]:
 
 
 def _ranges(found: Sequence[ZBLSwitch]) -> str:
-    if len(found) <= FEWEST_SHOWN:
+    if len(found) <= MOST_SHOWN:
         each = ", ".join(f"{s.first}-{s.second} {s.inner:g}/{s.outer:g}" for s in found)
         return f"alone below / gone beyond (Å): {each}"
     inner, outer = [s.inner for s in found], [s.outer for s in found]
@@ -87,10 +91,9 @@ def _ranges(found: Sequence[ZBLSwitch]) -> str:
 
 
 def _source(given: tuple[float, float] | None, found: Sequence[ZBLSwitch], guessed: Sequence[str]) -> str:
+    which = "any pair" if len(guessed) == len(found) else ", ".join(guessed)
     if given is not None:
-        unknown = f", not compared with training, which did not tell the shortest {', '.join(guessed)}" if guessed else ""
-        return f"as asked{unknown}"
-    if not guessed:
-        return "from the shortest distances in training"
-    which = "all" if len(guessed) == len(found) else ", ".join(guessed)
-    return f"{which} from {OF_RADII:g} sums of covalent radii, as no such distance is known from training"
+        return "as asked" + (f"; the checkpoint knows no bond of {which} to compare with" if guessed else "")
+    known = "from the shortest distances in training" if len(guessed) < len(found) else ""
+    rule = f"{OF_RADII:g} sums of covalent radii for {which}, of which it knows no bond" if guessed else ""
+    return "; ".join(part for part in (known, rule) if part)

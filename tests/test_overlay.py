@@ -30,8 +30,8 @@ from triforces_deploy.potential import Potential
 
 PLAIN = dataclasses.replace(TINY, zbl=False)
 SWITCHES = (ZBLSwitch("Si", "Si", 1.3, 2.0), ZBLSwitch("Si", "Ge", 1.35, 2.05), ZBLSwitch("Ge", "Ge", 1.4, 2.1))
-SHORTEST = {"Si-Si": 2.217, "Si-Ge": 2.334}
-"""Å, of training; germanium never met germanium there."""
+SHORTEST = {"Si-Si": 2.057, "Si-Ge": 2.134, "Ge-Ge": 3.31}
+"""Å, of training; germanium was never bonded to germanium there."""
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +181,11 @@ def line(file: Artifact) -> str:
 def test_auto_ends_at_the_shortest_distances_of_training(made: Made) -> None:
     potential, file = made.export("auto", shortest_distances=SHORTEST)
     found = {(s.first, s.second): (s.inner, s.outer) for s in file.metadata.facts.zbl_overlay}
-    assert found["Si", "Si"] == (1.55, 2.21)
-    assert found["Si", "Ge"] == (1.63, 2.33)
+    assert found["Si", "Si"] == (1.43, 2.05)
+    assert found["Si", "Ge"] == (1.49, 2.13)
     assert found["Ge", "Ge"][1] == pytest.approx(0.75 * 2 * covalent_radii[32], abs=0.01)
-    assert "Si-Si 1.55/2.21" in line(file)
-    assert "Ge-Ge from 0.75 sums of covalent radii" in line(file)
+    assert "Si-Si 1.43/2.05" in line(file)
+    assert "from the shortest distances in training; 0.75 sums of covalent radii for Ge-Ge" in line(file)
     graph = graph_from_atoms(dimer((14, 14), 0.7), TINY.cutoff)
     step = 1e-6
     _, pulls = lammps_dimers((14, 14), [0.7])
@@ -198,9 +198,16 @@ def test_auto_ends_at_the_shortest_distances_of_training(made: Made) -> None:
 
 def test_without_statistics_the_radii_decide_and_the_line_says_so(made: Made) -> None:
     _, file = made.export("auto")
-    assert "all from 0.75 sums of covalent radii" in line(file)
+    assert "0.75 sums of covalent radii for any pair" in line(file)
     for switch, pair in zip(file.metadata.facts.zbl_overlay, (("Si", "Si"), ("Si", "Ge"), ("Ge", "Ge")), strict=True):
         assert (switch.first, switch.second) == pair
+
+
+def test_it_ends_below_every_bond_that_training_saw(made: Made) -> None:
+    """A quiet crystal is never compressed, so its shortest distance is too long to end at."""
+    _, file = made.export("auto", shortest_distances={"Si-Si": 2.3})
+    (silicon,) = (s for s in file.metadata.facts.zbl_overlay if s.first == s.second == "Si")
+    assert silicon.outer == pytest.approx(0.95 * 2 * covalent_radii[14], abs=0.01)
 
 
 def test_distances_of_the_user_hold_for_every_pair(made: Made) -> None:
@@ -212,7 +219,7 @@ def test_distances_of_the_user_hold_for_every_pair(made: Made) -> None:
 
 def test_what_cannot_be_overlaid_says_why(made: Made) -> None:
     made.refused("trained with the repulsion", "auto", TINY)
-    made.refused(r"outer 2.25 Å is beyond 2.217 Å, the shortest Si-Si distance", "1.0,2.25", shortest_distances=SHORTEST)
+    made.refused(r"outer 2.25 Å is beyond 2.057 Å, the shortest Si-Si distance", "1.0,2.25", shortest_distances=SHORTEST)
     for bad in ("yes", "1.6,0.9", "1.0", "1,2,3", "nan,2", "1.0,9.0"):
         made.refused("expected auto, or INNER,OUTER", bad)
 
