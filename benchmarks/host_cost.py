@@ -49,8 +49,8 @@ class HostOnly(Positions):
         none = torch.zeros(0)
         skin = Skin(*(none for _ in Skin._fields))._replace(cell=torch.zeros(1, 3, 3, dtype=torch.float64))
         self._space = Workspace(Sizes(frame.atoms, frame.rows, 0, 0), skin, CUTOFF)
-        self.zeros = torch.zeros(Layout(frame.rows).atom_virials, dtype=torch.float64)
-        self.zeros[Layout(frame.rows).shortest] = 4.0
+        self.zeros = torch.zeros(Layout(frame.rows, False).atom_virials, dtype=torch.float64)
+        self.zeros[Layout(frame.rows, False).shortest] = 4.0
 
     def _take_numbers(self, frame: Frame) -> None:
         self.numbers = view(frame.numbers, (frame.rows,), "<i8").clone()

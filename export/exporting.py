@@ -6,6 +6,7 @@ import dataclasses
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from triforces_deploy.files import sha256_of
 from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.onnx_positions import IMAGES
-from triforces_deploy.payloads.base import Payload
+from triforces_deploy.payloads.base import OUTPUTS, Payload
 from triforces_deploy.potential import Facts, Potential
 from triforces_deploy.precision import PRECISIONS, available
 
@@ -123,7 +124,13 @@ def eager_reference(source: Path, facts: Facts, precision: str, weights: Mapping
     model, _ = checkpoint.load(source)
     model.set_network_dtype(PRECISIONS[precision].dtype)
     model = as_trained(model, facts, weights or {})
-    return Potential(dataclasses.replace(facts, precision=precision), model.run, "eager")
+    return uncompiled(model, dataclasses.replace(facts, precision=precision))
+
+
+def uncompiled(model: Model, facts: Facts) -> Potential:
+    """A model as it is, with all that it can return."""
+    extras = model.extras()
+    return Potential(facts, partial(model.run, extras=extras), "eager", (*OUTPUTS, *extras))
 
 
 def _exchange_widths(model: Model) -> tuple[int, ...]:
@@ -139,7 +146,7 @@ def _compile(model: Model, facts: Facts, options: ExportOptions, report: Report)
     if not options.backends:
         return [], []
     report("capturing energy and forces")
-    captured = capture(model, facts, options.embeddings, options.lean)
+    captured = capture(model, facts, model.extras(options.embeddings), options.lean)
     captured = dataclasses.replace(captured, native=options.native, device=options.device, images=options.images)
     return compile_all(options.backends, captured, report)
 

@@ -41,6 +41,7 @@ class FactsStruct(Structure):
         ("bidirectional", c_int32),
         ("exchanges", c_int32),
         ("by_positions", c_int32),
+        ("uncertainty", c_int32),
     )
 
 
@@ -83,6 +84,7 @@ class StepStruct(Structure):
         ("counts", c_void_p),
         ("energies", c_void_p),
         ("edge_forces", c_void_p),
+        ("uncertainty", c_void_p),
         ("moved", c_int64),
     )
 
@@ -110,6 +112,7 @@ class FrameStruct(Structure):
         ("energies", c_void_p),
         ("forces", c_void_p),
         ("virial", c_void_p),
+        ("uncertainty", c_void_p),
         ("atom_virial", c_void_p),
     )
 
@@ -160,7 +163,9 @@ class Bridge:
         number[0] = next(self._numbers)
         self._sessions[number[0]] = session
         its = session.potential.facts
-        facts[0] = FactsStruct(its.cutoff, OVERLAP, its.bidirectional, its.n_exchanges, place.by_positions)
+        facts[0] = FactsStruct(
+            its.cutoff, OVERLAP, its.bidirectional, its.n_exchanges, place.by_positions, potential.has_uncertainty
+        )
 
     def map(self, number: int, names: bytes, numbers: Any) -> None:
         for kind, atomic_number in enumerate(self._sessions[number].map(names.decode().split()), start=1):

@@ -31,8 +31,8 @@ def evaluate(
 
     Returns:
         float64, one after another as :class:`Layout` says: forces (N, 3) eV/Å, energies (N,) eV, LAMMPS' virial (6,) eV,
-        the square of the shortest distance, Å², the number of edges, and virials of the rows (N, 6) where wanted. With
-        more edges than places all but the last three are wrong.
+        the square of the shortest distance, Å², the number of edges, uncertainties (N,) eV where the potential tells them,
+        and virials of the rows (N, 6) where wanted. With more edges than places all but distance and number are wrong.
     """
     vector = positions.index_select(0, skin.neighbour) - positions.index_select(0, skin.centre)
     distance2 = vector.square().sum(1)
@@ -47,7 +47,7 @@ def evaluate(
         composition=skin.composition,
         cell=skin.cell,
     )
-    energies, edge_forces = potential.evaluate_unchecked(graph, handler)
+    energies, edge_forces, uncertainty = potential.evaluate_unchecked(graph, handler)
     virials = -edge_virials(graph.edge_vector, edge_forces)
     parts = [
         forces(edge_forces, kept, skin).flatten(),
@@ -56,6 +56,8 @@ def evaluate(
         distance2.min()[None],
         near.sum()[None].to(torch.float64),
     ]
+    if uncertainty is not None:
+        parts.append(uncertainty.to(torch.float64))
     if atom_virials:
         parts.append(0.5 * (_by_centre(virials, kept, skin) + _by_neighbour(virials, kept, skin)).flatten())
     return torch.cat(parts)
@@ -64,12 +66,13 @@ def evaluate(
 class Layout:
     """Where the parts of the result of :func:`evaluate` begin, for N rows."""
 
-    def __init__(self, n_rows: int) -> None:
+    def __init__(self, n_rows: int, uncertain: bool) -> None:
         self.energies = 3 * n_rows
         self.virial = 4 * n_rows
         self.shortest = self.virial + 6
         self.edges = self.shortest + 1
-        self.atom_virials = self.edges + 1
+        self.uncertainty = self.edges + 1
+        self.atom_virials = self.uncertainty + n_rows * uncertain
 
 
 def compacted(near: Tensor, spare: Tensor) -> Tensor:

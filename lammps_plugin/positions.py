@@ -63,12 +63,12 @@ class Positions:
             space = self._current()
             space.positions[: frame.atoms].copy_(positions, non_blocking=True)
             result = self._fetched(self._evaluated(space, frame))
-            n_edges = int(result[Layout(space.sizes.rows).edges])
+            n_edges = int(result[self._layout(space).edges])
             if self._padded(space) and n_edges > space.sizes.edges:
                 space = self._lay_out(n_edges)
                 space.positions[: frame.atoms].copy_(positions, non_blocking=True)
                 result = self._fetched(self._evaluated(space, frame))
-        _hand_over(frame, result, Layout(space.sizes.rows))
+        _hand_over(frame, result, self._layout(space))
 
     def _positions(self, frame: Frame) -> Tensor:
         """(atoms, 3): where a copy to the device may start from, pinned where there is one."""
@@ -119,6 +119,9 @@ class Positions:
         assert self._space is not None, "LAMMPS sends a list first"
         return self._space
 
+    def _layout(self, space: Workspace) -> Layout:
+        return Layout(space.sizes.rows, self.potential.has_uncertainty)
+
     def _evaluated(self, space: Workspace, frame: Frame) -> Tensor:
         virials, padded = bool(frame.atom_virials), self._padded(space)
 
@@ -158,4 +161,5 @@ def _hand_over(frame: Frame, result: Tensor, layout: Layout) -> None:
     start, size = result.data_ptr(), result.element_size()
     frame.forces, frame.energies = start, start + size * layout.energies
     frame.virial = start + size * layout.virial
+    frame.uncertainty = start + size * layout.uncertainty
     frame.atom_virial = start + size * layout.atom_virials if frame.atom_virials else None

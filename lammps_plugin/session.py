@@ -39,6 +39,7 @@ class StepLike(Protocol):
     counts: int | None
     energies: int | None
     edge_forces: int | None
+    uncertainty: int | None
 
 
 class Session:
@@ -59,7 +60,7 @@ class Session:
         self._wide = False
         self._shown: tuple[list[str], bool] | None = None
         # LAMMPS reads the results after compute() has returned.
-        self._results: tuple[Tensor, Tensor] | None = None
+        self._results: tuple[Tensor, ...] = ()
         self._positions: Positions | None = None
 
     def map(self, names: Sequence[str]) -> list[int]:
@@ -113,7 +114,7 @@ class Session:
             )
 
     def compute(self, step: StepLike) -> None:
-        """Evaluate one step and leave the addresses of its energies (rows) and pair forces (edges, 3) in it."""
+        """Evaluate one step and leave the addresses of energies (rows), pair forces (edges, 3), uncertainty (rows) in it."""
         graph = _graph(step)
         handler = self._halo if self._ranks > 1 else None
         evaluation = self._counted(lambda: self.potential.evaluate(graph, handler))
@@ -122,7 +123,11 @@ class Session:
         if energies.shape != graph.numbers.shape or edge_forces.shape != graph.edge_vector.shape:
             raise RuntimeError(f"expected energies {tuple(graph.numbers.shape)}, got {tuple(energies.shape)}")
         self._results = energies, edge_forces
-        step.energies, step.edge_forces = energies.data_ptr(), edge_forces.data_ptr()
+        step.energies, step.edge_forces, step.uncertainty = energies.data_ptr(), edge_forces.data_ptr(), None
+        if evaluation.uncertainty is not None:
+            uncertainty = evaluation.uncertainty.detach().to(torch.float64).contiguous()
+            self._results = energies, edge_forces, uncertainty
+            step.uncertainty = uncertainty.data_ptr()
 
     def move(self, frame: Frame) -> None:
         """Evaluate one step from positions and leave the addresses of its results in the frame."""

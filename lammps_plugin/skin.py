@@ -42,6 +42,7 @@ class Frame(Protocol):
     energies: int | None
     forces: int | None
     virial: int | None
+    uncertainty: int | None
     atom_virial: int | None
 
 

@@ -52,9 +52,9 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_blocks_change_no_number(name: str, limit: int) -> None:
     model = tiny_model()
-    expected = model.run(GRAPHS[name], with_embeddings=True)
+    expected = model.run(GRAPHS[name], extras=model.extras())
     with blocks.using(limit):
-        found = model.run(GRAPHS[name], with_embeddings=True)
+        found = model.run(GRAPHS[name], extras=model.extras())
     for new, old in zip(found, expected, strict=True):
         torch.testing.assert_close(new, old, rtol=1e-12, atol=1e-13)
 
@@ -63,9 +63,9 @@ def test_blocks_change_no_number(name: str, limit: int) -> None:
 def test_keeping_nothing_changes_no_number(name: str) -> None:
     """As compiled forms are captured with --lean: whole layers, computed again for the derivative."""
     model = tiny_model()
-    expected = model.run(GRAPHS[name], with_embeddings=True)
+    expected = model.run(GRAPHS[name], extras=model.extras())
     with blocks.keeping_nothing():
-        found = model.run(GRAPHS[name], with_embeddings=True)
+        found = model.run(GRAPHS[name], extras=model.extras())
     for new, old in zip(found, expected, strict=True):
         torch.testing.assert_close(new, old, rtol=1e-12, atol=1e-13)
 

@@ -98,8 +98,10 @@ def potential(
             place = device or CPU
             model = rebuild(artifact, name).to(place)
             memory = Memory(blocked=partial(need_in_blocks, model) if place.type == "cpu" else None, device=place)
-            outputs = (*OUTPUTS, *model.stream_names())
-            return Potential(facts, eager(model, memory), "eager", outputs, notes=tuple(notes), memory=memory)
+            extras = model.extras()
+            return Potential(
+                facts, eager(model, memory, extras), "eager", (*OUTPUTS, *extras), notes=tuple(notes), memory=memory
+            )
         try:
             return _opened(artifact, name, choice, trusted, notes, device)
         except UnusableError as error:
@@ -149,7 +151,7 @@ def rebuild(artifact: Artifact, name: str = "the artifact") -> Model:
 def _refuse_other_facts(artifact: Artifact, model: Model, name: str) -> None:
     """LAMMPS lists ghosts and moves features by these facts; wrong ones would be wrong forces."""
     said, true = artifact.metadata.facts, model.facts()
-    for field in ("n_exchanges", "bidirectional", "receptive_field", "units", "max_neighbours", *PROMISES):
+    for field in ("n_exchanges", "bidirectional", "receptive_field", "units", "max_neighbours", "zbl_overlay", *PROMISES):
         if dataclasses.asdict(said)[field] != dataclasses.asdict(true)[field]:
             raise UserError(f"{name}: its {field} is not that of the model in it; export it anew from the checkpoint")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import torch
@@ -16,7 +16,7 @@ from triforces_deploy.graph import Graph, count_elements
 from triforces_deploy.memory import VARIABLE, Memory, Need
 from triforces_deploy.model import Model
 from triforces_deploy.nn import blocks
-from triforces_deploy.payloads.base import PayloadInfo, Run
+from triforces_deploy.payloads.base import OUTPUTS, PayloadInfo, Run
 from triforces_deploy.peak import peak_bytes
 from triforces_deploy.precision import multiplying
 
@@ -26,7 +26,7 @@ SAMPLE = 128, 128
 """Atoms and edges of the graphs from which the need of a model in blocks is found."""
 
 
-def eager(model: Model, memory: Memory, with_embeddings: bool = True) -> Run:
+def eager(model: Model, memory: Memory, extras: Sequence[str] = ()) -> Run:
     """Evaluate a model in blocks; what exceeds the memory there is at first is computed again instead of kept.
 
     On a GPU small blocks would leave most of it idle: there the whole is tried first, see :func:`whole_where_it_fits`.
@@ -34,15 +34,15 @@ def eager(model: Model, memory: Memory, with_embeddings: bool = True) -> Run:
     Args:
         model: on the device of the memory.
         memory: what it may take.
-        with_embeddings: whether features of each stream are returned.
+        extras: what it returns besides energies and edge forces, of ``model.extras()``.
     """
     on_cpu = memory.device.type == "cpu"
 
     def run(graph: Graph) -> tuple[Tensor, ...]:
         with blocks.using(memory.limit(), None if on_cpu else GPU_BLOCK_BYTES):
-            return model.run(graph, with_embeddings)
+            return model.run(graph, extras)
 
-    return run if on_cpu else whole_where_it_fits(partial(model.run, with_embeddings=with_embeddings), run)
+    return run if on_cpu else whole_where_it_fits(partial(model.run, extras=extras), run)
 
 
 def whole_where_it_fits(whole: Run, in_blocks: Run) -> Run:
@@ -79,7 +79,7 @@ def within_memory(compiled: Run, info: PayloadInfo, memory: Memory, rebuild: Cal
         memory: what it needs and may take; asked at every evaluation, because systems grow.
         rebuild: the eager model, asked for when first needed.
     """
-    blocked = cache(lambda: eager(rebuild(), memory, len(info.outputs) > 2))
+    blocked = cache(lambda: eager(rebuild(), memory, info.outputs[len(OUTPUTS) :]))
 
     def run(graph: Graph) -> tuple[Tensor, ...]:
         if memory.fits(graph.numbers.shape[0], graph.edge_vector.shape[0]):

@@ -9,12 +9,13 @@ from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 
 from triforces_deploy import exchange
+from triforces_deploy.config import ZBLSwitch
 from triforces_deploy.derivatives import Evaluation
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.memory import Memory
 from triforces_deploy.neighbour_cap import nearest
-from triforces_deploy.payloads.base import OUTPUTS, Run
+from triforces_deploy.payloads.base import OUTPUTS, UNCERTAINTY, Run
 from triforces_deploy.precision import multiplying
 
 
@@ -48,6 +49,8 @@ class Facts:
     """The nine lattice features that are frozen into the weights; empty where the model has no lattice encoding."""
     max_neighbours: int | None = None
     """Only so many nearest neighbours of each atom are seen, ties included; see neighbour_cap.py."""
+    zbl_overlay: tuple[ZBLSwitch, ...] = ()
+    """Where export laid the short-range repulsion over the model; see nn/zbl.py."""
     readout: str = "sum"
     """'sum': as trained. 'refitted': a sum over atoms that export fitted to a model with another readout."""
     exchange_widths: tuple[int, ...] = ()
@@ -72,7 +75,7 @@ class Potential:
 
     Args:
         facts: what it is.
-        run: graph → the tensors that ``outputs`` names: per-atom energies in eV, edge forces in eV/Å, embeddings.
+        run: graph → the tensors that ``outputs`` names: per-atom energies in eV, edge forces in eV/Å, extras.
         backend: what runs it, for messages: a key of payloads/table.py, or 'eager'.
         outputs: what ``run`` returns.
         exchanges: whether ``run`` calls the exchange, so that several ranks can share a structure.
@@ -105,7 +108,7 @@ class Potential:
         self._reference = reference.to(self.device)
 
     def evaluate(self, graph: Graph, handler: exchange.Handler | None = None) -> Evaluation:
-        """Per-atom energies and edge forces of a graph.
+        """Per-atom energies and edge forces of a graph, and the energies' uncertainties where the model tells them.
 
         Args:
             graph: all edges up to the cutoff of ``facts``, also where it caps them; numbers among its elements.
@@ -117,23 +120,29 @@ class Potential:
         Raises:
             UserError: an element the model does not know, or ghosts without a handler.
         """
-        energies, edge_forces, *_ = self._call(graph, handler)
-        return Evaluation(energies, edge_forces)
+        found = dict(zip(self._outputs, self._call(graph, handler), strict=True))
+        return Evaluation(found["energies"], found["edge_forces"], found.get(UNCERTAINTY))
 
     def evaluate_unchecked(self, graph: Graph, handler: exchange.Handler | None = None) -> Evaluation:
         """As :meth:`evaluate`, of a graph on the potential's own device whose elements and ghosts are known to be right.
 
         Nothing here waits for the device, as checks of its numbers would.
         """
-        energies, edge_forces, *_ = self._under_policies(graph, handler)
-        return Evaluation(energies, edge_forces)
+        found = dict(zip(self._outputs, self._under_policies(graph, handler), strict=True))
+        return Evaluation(found["energies"], found["edge_forces"], found.get(UNCERTAINTY))
 
     def embeddings(self, graph: Graph, handler: exchange.Handler | None = None) -> dict[str, Tensor]:
         """Features of each stream, (N, width), by the stream's name; arguments and errors as for :meth:`evaluate`."""
-        if self._outputs == OUTPUTS:
+        streams = [name for name in self._outputs if name not in (*OUTPUTS, UNCERTAINTY)]
+        if not streams:
             raise UserError(f"this {self.backend} payload has no embeddings; export again with --embeddings, or use eager")
-        tensors = self._call(graph, handler)
-        return dict(zip(self._outputs[2:], tensors[2:], strict=True))
+        found = dict(zip(self._outputs, self._call(graph, handler), strict=True))
+        return {name: found[name] for name in streams}
+
+    @property
+    def has_uncertainty(self) -> bool:
+        """Whether :meth:`evaluate` tells the uncertainty of each atom's energy."""
+        return UNCERTAINTY in self._outputs
 
     def _call(self, graph: Graph, handler: exchange.Handler | None) -> tuple[Tensor, ...]:
         self.check_elements(graph.numbers.cpu())

@@ -55,10 +55,13 @@ def record_table(title: str, result: object) -> Table:
 def parity_table(rows: Iterable[Parity]) -> Table:
     """Back ends against their reference."""
     table = Table(title="Parity, relative, largest over the probe structures", title_justify="left")
-    for heading in ("back end", "against", "structures", "energy", "forces", "stress", "allowed"):
-        table.add_column(heading, justify="right" if heading in ("energy", "forces", "stress", "allowed") else "left")
+    rows = list(rows)
+    quantities = ["energy", "forces", "stress", *(["uncertainty"] if any(r.uncertainty is not None for r in rows) else [])]
+    for heading in ("back end", "against", "structures", *quantities, "allowed"):
+        table.add_column(heading, justify="left" if heading in ("back end", "against", "structures") else "right")
     for r in rows:
-        numbers = [f"{x:.1e}" for x in (r.energy, r.forces, r.stress, r.tolerance)]
+        given = record(r)
+        numbers = ["–" if given[q] is None else f"{given[q]:.1e}" for q in (*quantities, "tolerance")]
         table.add_row(r.backend, r.reference, str(r.structures), *numbers)
     return table
 

@@ -17,6 +17,7 @@ typedef struct {
   int32_t bidirectional;     // ghosts need the mirrored edges too
   int32_t exchanges;         // calls of the exchange each way
   int32_t by_positions;      // the model is on a GPU: give it a tf_frame instead of a tf_step
+  int32_t uncertainty;       // it tells how uncertain the energy of each atom is
 } tf_facts;
 
 // What Python checks and shows once at the start of a run.
@@ -46,7 +47,8 @@ typedef struct {
   const double *edge_vector;  // (edges, 3), Å
   const int64_t *counts;      // (TF_ELEMENTS) atoms of the whole system
   const double *energies;     // filled by Python: (rows), eV
-  const double *edge_forces;  // filled by Python: (edges, 3), eV/Å; both live until the next call
+  const double *edge_forces;  // filled by Python: (edges, 3), eV/Å
+  const double *uncertainty;  // filled by Python: (rows), eV, where the potential tells it; all live until the next call
   int64_t moved;              // bytes that exchanges brought to (or took from) this rank's ghosts in this evaluation
 } tf_step;
 
@@ -68,6 +70,7 @@ typedef struct {
   const double *energies;     // (rows), eV
   const double *forces;       // (rows, 3), eV/Å
   const double *virial;       // (6), eV: xx, yy, zz, xy, xz, yz
+  const double *uncertainty;  // (rows), eV, where the potential tells it
   const double *atom_virial;  // (rows, 6) where wanted; all of them live until the next call
 } tf_frame;
 

@@ -69,6 +69,7 @@ double PairTriforces::add_rows()
   if (eflag_global) eng_vdwl += energy_unit_ * energy;
   if (eflag_atom)
     for (int r = 0; r < rows_.owned; ++r) eatom[rows_.atom[r]] += energy_unit_ * frame_.energies[r];
+  if (facts_.uncertainty) take_uncertainty(frame_.uncertainty);
   if (vflag_global)
     for (int k = 0; k < 6; ++k) virial[k] += energy_unit_ * frame_.virial[k];
   if (vflag_atom)

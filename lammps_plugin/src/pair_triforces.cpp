@@ -304,6 +304,7 @@ void PairTriforces::tally()
   if (eflag_global) eng_vdwl += unit * energy;
   if (eflag_atom)
     for (int r = 0; r < rows_.owned; ++r) eatom[rows_.atom[r]] += unit * step_.energies[r];
+  if (facts_.uncertainty) take_uncertainty(step_.uncertainty);
   if (vflag_either) tally_virial();
 }
 
@@ -360,7 +361,25 @@ std::string PairTriforces::location(int i) const
       std::to_string(std::sqrt(nearest)) + " Angstrom)";
 }
 
+// Of each row; zero for atoms of other pair styles.
+void PairTriforces::take_uncertainty(const double *of_rows)
+{
+  uncertainty_.assign(atom->nlocal + 1, 0.0);    // never empty: its address is what `fix pair` is given
+  for (int r = 0; r < rows_.owned; ++r) uncertainty_[rows_.atom[r]] = energy_unit_ * of_rows[r];
+}
+
+void *PairTriforces::extract_peratom(const char *name, int &columns)
+{
+  columns = 0;
+  if (strcmp(name, "uncertainty") != 0) return nullptr;
+  if (session_ >= 0 && !facts_.uncertainty)
+    error->all(FLERR, "this potential does not tell its uncertainty; "
+                      "run 'tfdeploy uncertainty' on its checkpoint and export it again");
+  return uncertainty_.empty() ? nullptr : uncertainty_.data();
+}
+
 double PairTriforces::memory_usage()
 {
-  return Pair::memory_usage() + rows_.bytes() + edges_.bytes() + skin_.bytes() + 8.0 * numbers_.capacity();
+  return Pair::memory_usage() + rows_.bytes() + edges_.bytes() + skin_.bytes() +
+      8.0 * (numbers_.capacity() + uncertainty_.capacity());
 }

@@ -17,6 +17,8 @@ namespace triforces {
 // pair_style triforces FILE
 // pair_coeff * * ELEMENT ...
 //
+// fix ID all pair N triforces uncertainty 0
+//
 // LAMMPS' neighbours go to Python as edge vectors, per-atom energies and pair forces come back. In between, Python may
 // ask for rows of ghost atoms to be filled in from (or added to) the ranks that own them.
 class PairTriforces : public LAMMPS_NS::Pair {
@@ -30,6 +32,7 @@ class PairTriforces : public LAMMPS_NS::Pair {
   double init_one(int, int) override;
   void compute(int, int) override;
   double memory_usage() override;
+  void *extract_peratom(const char *, int &) override;
 
   int pack_forward_comm(int, int *, double *, int, int *) override;
   void unpack_forward_comm(int, int, double *) override;
@@ -59,6 +62,7 @@ class PairTriforces : public LAMMPS_NS::Pair {
   void compute_positions(const double *x);
   void send(const double *x);
   double add_rows();
+  void take_uncertainty(const double *of_rows);
   void require_finite_rows();
   void measure(tf_run &run);
   void test_exchange();
@@ -82,6 +86,7 @@ class PairTriforces : public LAMMPS_NS::Pair {
   std::vector<int32_t> numbers_of_type_;
   std::vector<int> types_;    // of owned atoms and ghosts, as numbers_ and counts_ know them
   std::vector<int64_t> numbers_, counts_, own_counts_, sent_numbers_, sent_counts_;
+  std::vector<double> uncertainty_;    // (owned atoms), what `fix pair` reads
   Rows rows_;
   Edges edges_;
   Skin skin_;

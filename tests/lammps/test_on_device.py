@@ -181,7 +181,7 @@ def test_padding_counts_for_nothing() -> None:
         forces = result[: 3 * n].view(n, 3)
         np.testing.assert_allclose(forces[: len(atoms)], wanted.forces, rtol=0, atol=1e-12 * scale(wanted.forces))
         assert not forces[len(atoms) :].any()
-        energies = result[Layout(n).energies : Layout(n).virial]
+        energies = result[Layout(n, False).energies : Layout(n, False).virial]
         np.testing.assert_allclose(energies[: len(atoms)], wanted.energies, rtol=1e-12)
         assert not energies[len(atoms) :].any()
 
@@ -198,7 +198,7 @@ def test_nothing_in_an_evaluation_waits_for_the_device_or_stays_on_the_host() ->
     model = tiny_model().to(meta)
     potential = Potential(MODEL.facts(), model.run, "eager", memory=Memory(device=meta))
     result = evaluate(potential, there, torch.zeros(62, 3, dtype=torch.float64, device=meta), None, True, True)
-    assert result.shape == (Layout(70).atom_virials + 6 * 70,)
+    assert result.shape == (Layout(70, False).atom_virials + 6 * 70,)
     assert result.device == meta
 
 

@@ -14,7 +14,10 @@ from triforces_deploy.graph import Graph
 INPUTS = ("numbers", "edge_index", "edge_vector", "batch", "owned", "composition")
 """Fields of a Graph that a captured function takes, in this order."""
 OUTPUTS = ("energies", "edge_forces")
-"""What it returns first: the two tensors of an Evaluation. Embeddings, where asked for, follow under the streams' names."""
+"""What it returns first: the two tensors of an Evaluation. Extras follow, where the model has them and they are wanted: the
+embeddings under the streams' names, then the uncertainty."""
+UNCERTAINTY = "uncertainty"
+"""(N,) float64, eV. Standard deviation of each atom's energy, zero for atoms that are not owned."""
 
 Run = Callable[[Graph], tuple[Tensor, ...]]
 """A graph to the tensors that ``PayloadInfo.outputs`` names."""
