@@ -1,6 +1,6 @@
 """How far LAMMPS on many ranks is from one rank, at every step, and from ASE with the same artifact along a trajectory.
 
-    OMP_NUM_THREADS=1 python benchmarks/lammps_parity.py triforces.pt [--steps 200] [--ase-steps 1000] [--ranks 1 2 4 8] [--cells thin empty]
+    OMP_NUM_THREADS=1 python benchmarks/lammps_parity.py triforces.pt [--steps 200] [--ranks 1 2 4 8] [--cells thin empty]
 
 Runs at constant energy of every cell on 1, 2, 4 and 8 ranks, on a grid and on tiles that are rebalanced every tenth step:
 the largest deviations of energy, forces and stress from one rank over all steps, each relative to the largest value of that
