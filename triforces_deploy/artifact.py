@@ -112,7 +112,8 @@ def _opened(artifact: Artifact, name: str, choice: str, trusted: bool, notes: li
         except UnusableError as error:
             raise UnusableError(f"{verdict.reason}; rebuilding it: {error}") from error
         notes.append(f"back end {choice} rebuilt here from the file's model: {verdict.reason}")
-    model = cache(lambda: rebuild(artifact, name))
+    core = dataclasses.replace(artifact, payloads={})  # what a later rebuild needs; compiled forms would stay in memory
+    model = cache(lambda: rebuild(core, name))
     memory = Memory(need_of(payload.info), lambda: need_in_blocks(model()))
     run = within_memory(row.open(payload.info, payload.content), payload.info, memory, model)
     return Potential(artifact.metadata.facts, run, label, payload.info.outputs, row.exchanges, tuple(notes), memory)
