@@ -12,6 +12,7 @@ ASE calculator. One JSON line for each.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -127,7 +128,7 @@ def matrix(options: argparse.Namespace, elements: tuple[str, ...]) -> Iterator[d
                     yield {"cell": name, "atoms": len(atoms), "ranks": ranks, "tiled": tiled, "steps": options.steps, **worst}
 
 
-def against_ase(options: argparse.Namespace, elements: tuple[str, ...]) -> dict[str, object]:
+def against_ase(options: argparse.Namespace, elements: tuple[str, ...]) -> Iterator[dict[str, object]]:
     atoms, boundary, _ = cells(elements)["triclinic"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -152,13 +153,8 @@ def against_ase(options: argparse.Namespace, elements: tuple[str, ...]) -> dict[
                 ],
             )
     names = ("energy_eV_per_atom", "forces_eV_A", "stress_eV_A3")
-    return {
-        "against": "ASE",
-        "atoms": len(atoms),
-        "steps": options.ase_steps,
-        "frames": k + 1,
-        **dict(zip(names, worst, strict=True)),
-    }
+    row = {"against": "ASE", "atoms": len(atoms), "steps": options.ase_steps, "frames": k + 1}
+    yield {**row, **dict(zip(names, map(float, worst), strict=True))}
 
 
 def main() -> None:
@@ -170,7 +166,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", default=["orthogonal", "triclinic", "slab", "thin", "empty"])
     options = parser.parse_args()
     elements = read_artifact(options.artifact).metadata.facts.elements
-    for row in [*matrix(options, elements), against_ase(options, elements)]:
+    for row in itertools.chain(matrix(options, elements), against_ase(options, elements)):
         print(json.dumps({k: float(f"{v:.1e}") if isinstance(v, float) else v for k, v in row.items()}), flush=True)
 
 
