@@ -21,7 +21,7 @@ COLUMNS = 5
 """Enough to tell rows from columns."""
 WIDE_COLUMNS = 131
 """Three of the pieces in which our pair style sends float64 rows, the last one not full; in float32 two, and half a double."""
-WIDE_ROWS = 4000
+WIDE_ROWS = 2000
 """With more rows than this the wide test would take longer than 50 ms."""
 SUBJECTS = 997
 """Values that tell one atom from another; small enough for exact sums of float32."""

@@ -240,7 +240,7 @@ def test_lammps_own_way_of_loading_checks_the_same(tiny_artifact: Path, tmp_path
         ({"config": {"cutoff": 5.0}}, "cutoff are not those"),
         ({"config": {"cutoff": 1e9}, "facts": {"cutoff": 1e9}}, "do not fit"),
         ({"facts": {"elements": ["Si", "C"]}}, "damaged"),
-        ({"facts": {"n_exchanges": 1}}, "n_exchanges is not that"),
+        ({"facts": {"n_exchanges": 1, "exchange_widths": []}}, "n_exchanges is not that"),
         ({"facts": {"exchange_widths": [16]}}, "exchange_widths are not those"),
         ({"facts": {"receptive_field": 1.0}}, "receptive_field is not that"),
         ({"facts": {"precision": "float8"}}, "precision are not those"),

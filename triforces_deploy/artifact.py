@@ -128,7 +128,8 @@ def _opened(
         except UnusableError as error:
             raise UnusableError(f"{verdict.reason}; rebuilding it: {error}") from error
         notes.append(f"back end {choice} rebuilt here from the file's model: {verdict.reason}")
-    model = cache(lambda: rebuild(artifact, name).to(place))
+    core = dataclasses.replace(artifact, payloads={})  # what a later rebuild needs; compiled forms would stay in memory
+    model = cache(lambda: rebuild(core, name).to(place))
     in_blocks = (lambda: need_in_blocks(model())) if place.type == "cpu" else None
     memory = Memory(need_of(payload.info), in_blocks, place)
     run = within_memory(row.open(payload.info, payload.content, place), payload.info, memory, model)

@@ -24,6 +24,8 @@ GPU_BLOCK_BYTES = 256 * 2**20
 """Of the widest tensor of a block on a GPU, where a block must keep thousands of threads busy."""
 SAMPLE = 128, 128
 """Atoms and edges of the graphs from which the need of a model in blocks is found."""
+_needs: dict[str, Need] = {}
+"""By sizes and type of the network: weights do not matter."""
 
 
 def eager(model: Model, memory: Memory, extras: Sequence[str] = ()) -> Run:
@@ -109,8 +111,11 @@ def need_in_blocks(model: Model) -> Need:
         with blocks.using(0, block_bytes=0):
             return peak_bytes(lambda: model.run(graph))
 
-    base = peak(atoms, edges)
-    return Need(max(0, peak(atoms, 2 * edges) - base) / edges, max(0, peak(2 * atoms, edges) - base) / atoms)
+    key = f"{model.config} {model.head.dtype}"
+    if key not in _needs:
+        base = peak(atoms, edges)
+        _needs[key] = Need(max(0, peak(atoms, 2 * edges) - base) / edges, max(0, peak(2 * atoms, edges) - base) / atoms)
+    return _needs[key]
 
 
 def _arbitrary(model: Model, n_atoms: int, n_edges: int) -> Graph:
