@@ -21,7 +21,6 @@ import lammps
 import torch
 
 from triforces_deploy import artifact
-from triforces_deploy.derivatives import Evaluation
 from triforces_deploy.graph import Graph
 from triforces_deploy.potential import Facts, Potential
 
@@ -34,8 +33,8 @@ def silent_potential(max_atoms: int) -> Potential:
     energies = torch.zeros(max_atoms, dtype=torch.float64)
     forces = torch.zeros(60 * max_atoms, 3, dtype=torch.float64)
 
-    def run(graph: Graph) -> Evaluation:
-        return Evaluation(energies[: graph.numbers.shape[0]], forces[: graph.edge_vector.shape[0]])
+    def run(graph: Graph) -> tuple[torch.Tensor, ...]:
+        return energies[: graph.numbers.shape[0]], forces[: graph.edge_vector.shape[0]]
 
     facts = Facts(
         elements=("Si",), cutoff=CUTOFF, n_exchanges=0, receptive_field=CUTOFF, bidirectional=False, composition="none"

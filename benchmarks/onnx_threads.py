@@ -90,7 +90,8 @@ def evaluator(name: str, payload: Payload, captured: Captured, atoms: Atoms) -> 
     if name == "onnx-positions":
         model = PositionsModel(payload.content, payload.info, captured.facts)
         return lambda: [np.asarray(values) for values in model.evaluate(atoms)]
-    run, graph = BACKEND.open(payload.info, payload.content), graph_from_atoms(atoms, captured.facts.cutoff)
+    run = BACKEND.open(payload.info, payload.content, torch.device("cpu"))
+    graph = graph_from_atoms(atoms, captured.facts.cutoff)
     return lambda: [t.numpy() for t in run(graph)]
 
 

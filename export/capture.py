@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -19,13 +21,13 @@ from .liveness import bytes_per_row
 from .probes import probe_structures
 
 
-def capture(model: Model, facts: Facts, embeddings: bool = False, lean: bool = False) -> Captured:
+def capture(model: Model, facts: Facts, extras: Sequence[str] = (), lean: bool = False) -> Captured:
     """Record one evaluation, forward and backward, for any number of atoms, edges and structures.
 
     Args:
         model: in evaluation mode, its parameters needing no gradient.
         facts: what it is, for those who lower it.
-        embeddings: also return the features of each stream.
+        extras: what it returns besides energies and edge forces, of ``model.extras()``.
         lean: keep nothing inside a layer for the backward pass, which computes it again: about two
             thirds of the memory, a third as much time again.
     """
@@ -36,12 +38,11 @@ def capture(model: Model, facts: Facts, embeddings: bool = False, lean: bool = F
         graph = Graph(cell=cell, **dict(zip(INPUTS, tensors, strict=True)))
         memory = blocks.keeping_nothing() if lean else blocks.without_budget()
         with multiplying(facts.precision, casting=True), memory:
-            return tuple(model.run(graph, embeddings))  # a plain tuple: torch.export knows no other
+            return tuple(model.run(graph, extras))  # a plain tuple: torch.export knows no other
 
     with torch.no_grad():
         module = make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*flat_inputs(example))
-    outputs = (*OUTPUTS, *(model.stream_names() if embeddings else ()))
-    return Captured(module, example, outputs, facts, *bytes_per_row(module), lean)
+    return Captured(module, example, (*OUTPUTS, *extras), facts, *bytes_per_row(module), lean)
 
 
 def example_graph(model: Model) -> Graph:

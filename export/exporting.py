@@ -6,6 +6,7 @@ import dataclasses
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from triforces_deploy import __version__, checkpoint
+from triforces_deploy import __version__, checkpoint, exchange
 from triforces_deploy.artifact import Artifact, Metadata, Parity, hash_weights, potential, remember, write
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import sha256_of
 from triforces_deploy.model import Model
+from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.onnx_positions import IMAGES
-from triforces_deploy.payloads.base import Payload
+from triforces_deploy.payloads.base import OUTPUTS, Payload
 from triforces_deploy.potential import Facts, Potential
 from triforces_deploy.precision import PRECISIONS, available
 
@@ -81,7 +83,7 @@ def export(source: Path, out: Path, options: ExportOptions, report: Report = lam
     model, facts = decide(model, provenance, options)
     refuse_backends(facts, options.backends)
     model.set_network_dtype(PRECISIONS[options.precision].dtype)
-    facts = dataclasses.replace(facts, precision=options.precision)
+    facts = dataclasses.replace(facts, precision=options.precision, exchange_widths=_exchange_widths(model))
     payloads, notes = _compile(model, facts, options, report)
     metadata = Metadata(
         facts=dataclasses.replace(facts, policies=(*facts.policies, *notes)),
@@ -122,14 +124,29 @@ def eager_reference(source: Path, facts: Facts, precision: str, weights: Mapping
     model, _ = checkpoint.load(source)
     model.set_network_dtype(PRECISIONS[precision].dtype)
     model = as_trained(model, facts, weights or {})
-    return Potential(dataclasses.replace(facts, precision=precision), model.run, "eager")
+    return uncompiled(model, dataclasses.replace(facts, precision=precision))
+
+
+def uncompiled(model: Model, facts: Facts) -> Potential:
+    """A model as it is, with all that it can return."""
+    extras = model.extras()
+    return Potential(facts, partial(model.run, extras=extras), "eager", (*OUTPUTS, *extras))
+
+
+def _exchange_widths(model: Model) -> tuple[int, ...]:
+    """What several ranks will send each other, of an evaluation of a small structure."""
+    (smallest, *_) = sorted(probe_structures(model.config.elements).values(), key=len)
+    recorder = exchange.Recorder()
+    with exchange.using(recorder):
+        model(graph_from_atoms(smallest, model.config.cutoff))
+    return tuple(recorder.widths)
 
 
 def _compile(model: Model, facts: Facts, options: ExportOptions, report: Report) -> tuple[list[Payload], list[str]]:
     if not options.backends:
         return [], []
     report("capturing energy and forces")
-    captured = capture(model, facts, options.embeddings, options.lean)
+    captured = capture(model, facts, model.extras(options.embeddings), options.lean)
     captured = dataclasses.replace(captured, native=options.native, device=options.device, images=options.images)
     return compile_all(options.backends, captured, report)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from ase.data import atomic_numbers
 from torch import Tensor
 
 from triforces_deploy.building import build
-from triforces_deploy.config import ModelConfig
+from triforces_deploy.config import ModelConfig, ZBLSwitch
 from triforces_deploy.graph import N_NUMBERS
 from triforces_deploy.model import Model
 from triforces_deploy.streams.composition import CompositionStream
@@ -72,6 +72,11 @@ def with_affine_sum(model: Model, weight: Tensor, bias: Tensor) -> Model:
     head = {"head.layers.0.weight": weight, "head.layers.0.bias": bias}
     config = dataclasses.replace(model.config, readout="sum", head_hidden=())
     return _changed(model, config, {**_without(model, "head."), **head})
+
+
+def overlaid(model: Model, switches: Sequence[ZBLSwitch]) -> Model:
+    """The model faded into the short-range repulsion, see nn/zbl.py."""
+    return _changed(model, dataclasses.replace(model.config, zbl_overlay=tuple(switches)), dict(model.state_dict()))
 
 
 def _without(model: Model, prefix: str) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ from triforces_deploy.model import Model
 from triforces_deploy.potential import Facts
 from triforces_deploy.streams.lattice import LatticeEncoding, lattice_features
 
-from .folding import as_sum, fold_composition, fold_lattice, with_affine_sum
+from .folding import as_sum, fold_composition, fold_lattice, overlaid, with_affine_sum
+from .overlay import switches
 from .refit import refit
 
 Lattice = Literal["off", "live", "frozen"]
@@ -37,6 +38,8 @@ class PolicyOptions:
     """Export a model that was trained on a capped neighbour list, marked as not smooth."""
     refit: Mapping[str, Atoms] | None = None
     """Structures for fitting a sum over atoms to a model with a nonlinear mean readout."""
+    zbl: str | None = None
+    """Lay the repulsion over the model at short range: 'auto', or 'INNER,OUTER' in Å; see overlay.py."""
 
 
 def decide(model: Model, provenance: Mapping[str, Any], options: PolicyOptions) -> tuple[Model, Facts]:
@@ -62,9 +65,10 @@ def decide(model: Model, provenance: Mapping[str, Any], options: PolicyOptions) 
         model = fold_lattice(model, torch.tensor([features], dtype=torch.float64))
     cap = _cap(model, options)
     model, readout, how = _readout(model, tuple(reference) or elements, options)
+    model, short_range = _short_range(model, elements, provenance, options)
     facts = dataclasses.replace(
         model.facts(), elements=elements, reference=reference, lattice=features, readout=readout,
-        policies=(composition, cap, said, how, lattice),
+        policies=(composition, cap, said, how, lattice, *short_range, *_uncertainty(model, provenance)),
     )  # fmt: skip
     return model, facts
 
@@ -82,7 +86,7 @@ def as_trained(model: Model, facts: Facts, weights: Mapping[str, Tensor]) -> Mod
     if facts.readout == "refitted" and model.config.readout != "sum" and "head.layers.0.weight" in weights:
         head = [weights[f"head.layers.0.{name}"].to(model.head.dtype) for name in ("weight", "bias")]
         model = with_affine_sum(model, *head)
-    return model
+    return overlaid(model, facts.zbl_overlay) if facts.zbl_overlay else model
 
 
 class _Frozen(nn.Module):
@@ -226,6 +230,21 @@ def _readout(model: Model, elements: Sequence[str], options: PolicyOptions) -> t
         )
     model, quality = refit(model, options.refit, elements)
     return model, "refitted", f"{summed}; fitted to a mean readout, {quality}"
+
+
+def _short_range(
+    model: Model, elements: Sequence[str], provenance: Mapping[str, Any], options: PolicyOptions
+) -> tuple[Model, list[str]]:
+    if options.zbl is None:
+        return model, ["short range: ZBL repulsion, trained with"] if model.config.zbl else []
+    found, line = switches(options.zbl, model, elements, provenance)
+    return overlaid(model, found), [line]
+
+
+def _uncertainty(model: Model, provenance: Mapping[str, Any]) -> list[str]:
+    if not model.config.uncertainty:
+        return []
+    return [f"uncertainty: of each atom's energy, from the last layer; {provenance.get('uncertainty', 'of unknown origin')}"]
 
 
 def refuse_backends(facts: Facts, backends: Sequence[str]) -> None:

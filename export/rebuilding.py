@@ -6,7 +6,6 @@ import dataclasses
 import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,9 +14,10 @@ from triforces_deploy import __version__, trust
 from triforces_deploy.artifact import Artifact, Parity, read_artifact, rebuild, write
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import replacing
+from triforces_deploy.memory import Memory
 from triforces_deploy.model import Model
 from triforces_deploy.onnx_positions import PositionsModel
-from triforces_deploy.payloads.base import Payload, UnusableError
+from triforces_deploy.payloads.base import OUTPUTS, Payload, UnusableError
 from triforces_deploy.payloads.table import backend as row
 from triforces_deploy.potential import Potential
 from triforces_deploy.precision import PRECISIONS
@@ -27,19 +27,20 @@ from .backends.base import Captured
 from .backends.program import captured_in
 from .backends.table import compile_all, compile_payload
 from .capture import capture, example_graph
-from .exporting import ExportOptions, trust_own, with_drift
+from .exporting import ExportOptions, trust_own, uncompiled, with_drift
 from .policies import PolicyOptions, refuse_backends
 from .probes import probe_structures
 from .verify import check, parity
 from .verify_positions import compare_form, open_form
 
 
-def rebuild_payload(artifact: Artifact, backend: str) -> Payload:
+def rebuild_payload(artifact: Artifact, backend: str, device: torch.device) -> Payload:
     """The same form as one in the file, compiled here from the safe core and compared with the eager model.
 
     Args:
         artifact: its model is compiled; its own payloads are not touched.
         backend: one that it holds.
+        device: to compile for, where the back end makes a difference, and to compare on.
 
     Raises:
         UnusableError: it cannot be compiled on this machine.
@@ -47,14 +48,13 @@ def rebuild_payload(artifact: Artifact, backend: str) -> Payload:
     """
     facts, model = artifact.metadata.facts, rebuild(artifact)
     wanted = next(info for info in artifact.metadata.payloads if info.backend == backend)
-    payload = compile_payload(
-        backend, capture(model, facts, _has_embeddings(model, wanted.outputs), wanted.details.get("lean", False))
-    )
+    extras = wanted.outputs[len(OUTPUTS) :]
+    captured = capture(model, facts, extras, wanted.details.get("lean", False))
+    payload = compile_payload(backend, dataclasses.replace(captured, device=device.type))
     compiled = row(backend)
-    candidate = Potential(
-        facts, compiled.open(payload.info, payload.content), backend, payload.info.outputs, compiled.exchanges
-    )
-    check(_measured(backend, candidate, _eager(artifact, model)))
+    run = compiled.open(payload.info, payload.content, device)
+    candidate = Potential(facts, run, backend, payload.info.outputs, compiled.exchanges, memory=Memory(device=device))
+    check(_measured(backend, candidate, uncompiled(model, facts)))
     return payload
 
 
@@ -95,7 +95,7 @@ def re_export(source: Path, out: Path, options: ExportOptions, report: Callable[
     )
     new = Artifact(metadata, old.weights, {p.info.backend: p.content for p in payloads})
     report("verifying against the eager model")
-    reference = _eager(old, model)
+    reference = uncompiled(model, old.metadata.facts)
     measured = [_measured(name, open_form(new, "the new artifact", name, trusted=True), reference) for name in new.payloads]
     for result in measured:
         check(result)
@@ -127,10 +127,10 @@ def _refuse_decided(artifact: Artifact, options: ExportOptions, source: Path) ->
 
 
 def _captured(artifact: Artifact, model: Model, options: ExportOptions, report: Callable[[str], None]) -> Captured:
-    metadata = artifact.metadata
+    metadata, extras = artifact.metadata, model.extras(options.embeddings)
     info = next((info for info in metadata.payloads if info.backend == "export"), None)
-    made = (_has_embeddings(model, info.outputs), info.details.get("lean", False)) if info is not None else None
-    if info is not None and made == (options.embeddings, options.lean):
+    made = (info.outputs, info.details.get("lean", False)) if info is not None else None
+    if info is not None and made == ((*OUTPUTS, *extras), options.lean):
         verdict = judge(info, trust.is_trusted(metadata))
         try:
             if verdict.action == "run":
@@ -140,15 +140,7 @@ def _captured(artifact: Artifact, model: Model, options: ExportOptions, report: 
         except UnusableError as error:
             report(f"the program in the file is not used: {error}")
     report("capturing energy and forces")
-    return capture(model, metadata.facts, options.embeddings, options.lean)
-
-
-def _has_embeddings(model: Model, outputs: tuple[str, ...]) -> bool:
-    return bool(set(model.stream_names()) & set(outputs))
-
-
-def _eager(artifact: Artifact, model: Model) -> Potential:
-    return Potential(artifact.metadata.facts, partial(model.run, with_embeddings=True), "eager")
+    return capture(model, metadata.facts, extras, options.lean)
 
 
 def _measured(backend: str, candidate: Potential | PositionsModel, reference: Potential) -> Parity:

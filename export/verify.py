@@ -21,7 +21,8 @@ class Deviation:
     """Largest absolute deviation over the components of one quantity of one structure, and the quantity's own size."""
 
     quantity: str
-    """'energy' (per atom, eV), 'forces' (eV/Å) or 'stress' (as the virial V·σ in eV, which molecules have too)."""
+    """'energy' (per atom, eV), 'forces' (eV/Å), 'stress' (as the virial V·σ in eV, which molecules have too) or 'uncertainty'
+    (per atom, eV)."""
     structure: str
     atoms: int
     deviation: float
@@ -29,6 +30,8 @@ class Deviation:
 
 
 QUANTITIES = ("energy", "forces", "stress")
+SLACK = 1000.0
+"""How much more an uncertainty may differ: directions that training knows least enlarge the rounding of the features."""
 
 
 def compare(candidate: Potential, reference: Potential, structures: Mapping[str, Atoms]) -> list[Deviation]:
@@ -51,24 +54,29 @@ def compare(candidate: Potential, reference: Potential, structures: Mapping[str,
             "forces": (derivatives.forces(new.edge_forces, graph), derivatives.forces(old.edge_forces, graph)),
             "stress": (derivatives.virial(new.edge_forces, graph), derivatives.virial(old.edge_forces, graph)),
         }
+        if new.uncertainty is not None and old.uncertainty is not None:
+            pairs["uncertainty"] = new.uncertainty, old.uncertainty
         rows += [Deviation(q, name, len(atoms), _largest(x - y), _largest(y)) for q, (x, y) in pairs.items()]
     return rows
 
 
 def parity(backend: str, reference: str, rows: list[Deviation], tolerance: float) -> Parity:
     """Condense a comparison to the largest relative deviation of each quantity over the structures."""
-    worst = {quantity: _relative([r for r in rows if r.quantity == quantity]) for quantity in QUANTITIES}
-    return Parity(backend, reference, len({r.structure for r in rows}), **worst, tolerance=tolerance)
+    energy, forces, stress = (_relative([r for r in rows if r.quantity == quantity]) for quantity in QUANTITIES)
+    spread = [r for r in rows if r.quantity == "uncertainty"]
+    structures = len({r.structure for r in rows})
+    return Parity(backend, reference, structures, energy, forces, stress, tolerance, _relative(spread) if spread else None)
 
 
 def check(result: Parity) -> None:
     """UserError when a back end does not equal its reference; a NaN anywhere is a failure too."""
-    worst = {"energy": result.energy, "forces": result.forces, "stress": result.stress}
+    worst = {"energy": result.energy, "forces": result.forces, "stress": result.stress, "uncertainty": result.uncertainty}
     for quantity, value in worst.items():
-        if not value <= result.tolerance:
+        allowed = result.tolerance * (SLACK if quantity == "uncertainty" else 1.0)
+        if value is not None and not value <= allowed:
             raise UserError(
                 f"{result.backend} differs from {result.reference}: {quantity} by {value:.2e} relative, "
-                f"allowed {result.tolerance:.0e}; do not use it, and report this model"
+                f"allowed {allowed:.0e}; do not use it, and report this model"
             )
 
 

@@ -46,6 +46,8 @@ def compare_positions(candidate: PositionsModel, reference: Potential, structure
             "forces": (new.forces, derivatives.forces(old.edge_forces, graph).numpy()),
             "stress": (new.virial, derivatives.virial(old.edge_forces, graph)[0].numpy()),
         }
+        if new.uncertainty is not None and old.uncertainty is not None:
+            pairs["uncertainty"] = new.uncertainty, old.uncertainty.numpy()
         rows += [Deviation(q, name, len(atoms), _largest(x - y), _largest(y)) for q, (x, y) in pairs.items()]
     if not rows:
         raise UserError("onnx-positions covers none of the structures; export again with more --images")

@@ -17,7 +17,8 @@ from torch import Tensor
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.lammps_plugin import mpi
-from triforces_deploy.lammps_plugin.mliap_exchange import Exchange, Exchanging, self_test
+from triforces_deploy.lammps_plugin.exchange_test import self_test
+from triforces_deploy.lammps_plugin.mliap_exchange import Exchange, Exchanging
 from triforces_deploy.potential import Potential
 
 
@@ -96,7 +97,7 @@ class Coupling:
         _synchronize(device)
         handler = Exchange(cast(Exchanging, data), device) if exchanging and facts.n_exchanges else None
         if handler is not None and not self._tested:
-            self_test(handler, data.nlocal, data.ntotal)
+            _require_right(handler, data)
             self._tested = True
         listed = _listed(data, self._numbers, facts.bidirectional)
         # Communication in the backward pass must stay on the thread that MPI knows.
@@ -109,6 +110,17 @@ class Coupling:
         _write_energies(data, energies, listed.centres, exchanging)
         _write_forces(data, _pair_forces(edge_forces, listed, data.npairs), device)
         _synchronize(device)
+
+
+def _require_right(handler: Exchange, data: Data) -> None:
+    """UserError where LAMMPS' exchange is wrong, as on GPUs in releases between October and December 2025."""
+    alone = list if mpi.world_size() == 1 else None  # LAMMPS offers no sum over ranks here
+    wrong = self_test(handler, data.nlocal, data.ntotal, wide=False, total=alone)
+    if wrong:
+        raise UserError(
+            f"LAMMPS' exchange of ghost atoms gives wrong features ({wrong}; a known defect of releases from October to "
+            "December 2025); use LAMMPS 22Jul2025 or one of 2026, or pair_style triforces"
+        )
 
 
 class _Listed(NamedTuple):

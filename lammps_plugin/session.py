@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Protocol
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
 
-import numpy as np
 import torch
 from ase.data import atomic_numbers
 from torch import Tensor
@@ -14,8 +15,16 @@ from torch import Tensor
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.lammps_plugin import startup
-from triforces_deploy.lammps_plugin.halo import Halo, Swap
+from triforces_deploy.lammps_plugin.exchange_test import WIDE_ROWS, self_test
+from triforces_deploy.lammps_plugin.figures import figures_of
+from triforces_deploy.lammps_plugin.halo import Halo
+from triforces_deploy.lammps_plugin.placement import HERE, Placement
+from triforces_deploy.lammps_plugin.positions import Positions
+from triforces_deploy.lammps_plugin.skin import Frame
+from triforces_deploy.lammps_plugin.views import view
 from triforces_deploy.potential import Potential
+
+T = TypeVar("T")
 
 
 class StepLike(Protocol):
@@ -30,6 +39,7 @@ class StepLike(Protocol):
     counts: int | None
     energies: int | None
     edge_forces: int | None
+    uncertainty: int | None
 
 
 class Session:
@@ -38,17 +48,20 @@ class Session:
     Args:
         potential: the potential.
         file: where it came from, for messages.
-        swap: the function of the C++ side that moves rows between ranks.
-        pair: the pair style, handed to ``swap``.
+        halo: moves rows between ranks.
+        placement: where the potential is and what it is given.
     """
 
-    def __init__(self, potential: Potential, file: str, swap: Swap, pair: int | None) -> None:
-        self.potential = potential
+    def __init__(self, potential: Potential, file: str, halo: Halo, placement: Placement = HERE) -> None:
+        self.potential, self.placement = potential, placement
         self._file = file
-        self._halo = Halo(swap, pair)
+        self._halo = halo
         self._ranks = 1
+        self._wide = False
+        self._shown: tuple[list[str], bool] | None = None
         # LAMMPS reads the results after compute() has returned.
-        self._results: tuple[Tensor, Tensor] | None = None
+        self._results: tuple[Tensor, ...] = ()
+        self._positions: Positions | None = None
 
     def map(self, names: Sequence[str]) -> list[int]:
         """Atomic numbers of the names in pair_coeff, 0 for NULL; UserError for a name the potential does not know."""
@@ -61,47 +74,86 @@ class Session:
         return [0 if name == "NULL" else int(atomic_numbers[name]) for name in names]
 
     def start(self, run: startup.Run) -> str:
-        """Check the run as a whole and return the block that describes it; UserError where it would be wrong."""
+        """Check the run as a whole and return the block that describes it, once; UserError where it would be wrong."""
         startup.check(self.potential.facts, run)
         self.potential.check_elements(torch.tensor(sorted(run.counts), dtype=torch.int64))
         self._ranks = run.ranks
-        return startup.describe(self.potential, self._file, run, torch.get_num_threads())
+        self._wide = run.shares.rows <= WIDE_ROWS
+        together = run.ranks > 1 and self.potential.facts.n_exchanges > 0
+        self.potential.memory.share(run.shares.node_ranks, self._halo.everywhere if together else bool)
+        if self.placement.by_positions:
+            handler = self._halo if run.ranks > 1 else None
+            self._positions = self._positions or Positions(self.potential, handler, self.placement.route)
+        block = startup.describe(self.potential, self._file, run, torch.get_num_threads(), self.placement)
+        fits, figures = figures_of(self.potential, run.shares, run.ranks)
+        # Figures change with every atom that moves; they alone are not worth a second block.
+        if (block, fits) == self._shown:
+            return ""
+        self._shown = block, fits
+        return "\n".join([*block, *(f"  {line}" for line in figures)]) + "\n"
+
+    def test(self, step: StepLike, ids: int | None) -> None:
+        """Check on all ranks of several that they run the same, and that rows of ghosts travel as they should; UserError.
+
+        Args:
+            step: sizes of this rank.
+            ids: address of the atoms' ids (rows) int64, None where they have none.
+        """
+        known = None if ids is None else view(ids, (step.rows,), "<i8")
+        wrong = self_test(self._halo, step.owned, step.rows, self._wide, known, self._halo.total)
+        what = zlib.crc32(f"{self.potential.backend} {self.potential.facts}".encode())
+        (total,) = self._halo.total([float(what)])
+        if wrong:
+            raise UserError(
+                f"LAMMPS' exchange between ranks is wrong: {wrong}; run on one rank and report this release of LAMMPS"
+            )
+        if total != what * self._ranks:
+            raise UserError(
+                f"ranks do not run the same: here {self._file} is opened as {self.potential.backend}, elsewhere differently; "
+                "give all ranks the same file and machines of the same kind"
+            )
 
     def compute(self, step: StepLike) -> None:
-        """Evaluate one step and leave the addresses of its energies (rows) and pair forces (edges, 3) in it."""
+        """Evaluate one step and leave the addresses of energies (rows), pair forces (edges, 3), uncertainty (rows) in it."""
         graph = _graph(step)
-        evaluation = self.potential.evaluate(graph, self._halo if self._ranks > 1 else None)
+        handler = self._halo if self._ranks > 1 else None
+        evaluation = self._counted(lambda: self.potential.evaluate(graph, handler))
         energies = evaluation.energies.detach().to(torch.float64).contiguous()
         edge_forces = evaluation.edge_forces.detach().to(torch.float64).contiguous()
         if energies.shape != graph.numbers.shape or edge_forces.shape != graph.edge_vector.shape:
             raise RuntimeError(f"expected energies {tuple(graph.numbers.shape)}, got {tuple(energies.shape)}")
         self._results = energies, edge_forces
-        step.energies, step.edge_forces = energies.data_ptr(), edge_forces.data_ptr()
+        step.energies, step.edge_forces, step.uncertainty = energies.data_ptr(), edge_forces.data_ptr(), None
+        if evaluation.uncertainty is not None:
+            uncertainty = evaluation.uncertainty.detach().to(torch.float64).contiguous()
+            self._results = energies, edge_forces, uncertainty
+            step.uncertainty = uncertainty.data_ptr()
+
+    def move(self, frame: Frame) -> None:
+        """Evaluate one step from positions and leave the addresses of its results in the frame."""
+        assert self._positions is not None, "LAMMPS starts a run first"
+        self._counted(partial(self._positions.step, frame))
+
+    def _counted(self, evaluate: Callable[[], T]) -> T:
+        """With other ranks, and as many exchanges as the potential says: one more or less would leave them waiting."""
+        self._halo.forwards.clear()
+        self._halo.adjoints.clear()
+        result = evaluate()
+        made, said = (len(self._halo.forwards), len(self._halo.adjoints)), self.potential.facts.n_exchanges
+        if self._ranks > 1 and made != (said, said):
+            raise RuntimeError(f"{self._file} made {made[0]} exchanges forward and {made[1]} backward, its facts say {said}")
+        return result
 
 
 def _graph(step: StepLike) -> Graph:
     owned = torch.zeros(step.rows, dtype=torch.bool)
     owned[: step.owned] = True
     return Graph(
-        numbers=_view(step.numbers, (step.rows,), "<i8"),
-        edge_index=_view(step.edge_index, (2, step.edges), "<i8"),
-        edge_vector=_view(step.edge_vector, (step.edges, 3), "<f8"),
+        numbers=view(step.numbers, (step.rows,), "<i8"),
+        edge_index=view(step.edge_index, (2, step.edges), "<i8"),
+        edge_vector=view(step.edge_vector, (step.edges, 3), "<f8"),
         batch=torch.zeros(step.rows, dtype=torch.int64),
         owned=owned,
-        composition=_view(step.counts, (1, N_NUMBERS), "<i8").to(torch.float64),
+        composition=view(step.counts, (1, N_NUMBERS), "<i8").to(torch.float64),
         cell=torch.zeros(1, 3, 3, dtype=torch.float64),
     )
-
-
-class _Memory:
-    """Memory of LAMMPS in the form numpy reads; unlike a ctypes array it makes no new type for every length."""
-
-    def __init__(self, address: int, shape: tuple[int, ...], kind: str) -> None:
-        self.__array_interface__ = {"data": (address, False), "shape": shape, "typestr": kind, "version": 3}
-
-
-def _view(address: int | None, shape: tuple[int, ...], kind: str) -> Tensor:
-    """A tensor on memory of LAMMPS, valid during one step."""
-    if address is None or 0 in shape:
-        return torch.from_numpy(np.zeros(shape, kind))
-    return torch.from_numpy(np.asarray(_Memory(address, shape, kind)))

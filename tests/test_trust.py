@@ -21,8 +21,10 @@ from triforces_deploy.contents import sha256
 from triforces_deploy.errors import UserError
 from triforces_deploy.export.exporting import ExportOptions, export
 from triforces_deploy.export.rebuilding import re_export, unpack
+from triforces_deploy.graph import Graph
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.payloads.base import Payload, PayloadInfo, UnusableError
+from triforces_deploy.payloads.table import backend
 
 GRAPH = graph_from_atoms(bulk("Si", "diamond", 5.3, cubic=True), 4.0)
 TFDEPLOY = str(Path(sys.executable).with_name("tfdeploy"))
@@ -60,7 +62,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch, scripted: Path) -> list[str]:
     done: list[str] = []
     original = read_artifact(scripted)
 
-    def quick(_artifact: artifact.Artifact, backend: str) -> Payload:
+    def quick(_artifact: artifact.Artifact, backend: str, _device: torch.device) -> Payload:
         done.append(backend)
         info = next(info for info in original.metadata.payloads if info.backend == backend)
         return Payload(info, original.payloads[backend])
@@ -235,7 +237,7 @@ def test_of_several_processes_one_compiles(scripted: Path, stranger: Path) -> No
 import sys, time
 from triforces_deploy import artifact, local_builds
 make = local_builds._compile
-def slowly(made, backend):
+def slowly(made, backend, device):
     print("compiled", flush=True)
     time.sleep(1)
     info = next(info for info in made.metadata.payloads if info.backend == backend)
@@ -298,6 +300,16 @@ def test_what_an_artifact_has_decided_stays_decided(scripted: Path, tmp_path: Pa
         re_export(scripted, tmp_path / "x.pt", ExportOptions(precision="float32"))
     with pytest.raises(UserError, match="policies are frozen"):
         re_export(scripted, tmp_path / "x.pt", ExportOptions(composition="frozen", structure=bulk("Si")))
+
+
+@pytest.mark.parametrize("form", ["torchscript", "export"])
+def test_a_form_for_any_device_makes_all_its_tensors_there(scripted: Path, form: str) -> None:
+    """On torch's device without memory, where a tensor left on the CPU is an error."""
+    made, meta = read_artifact(scripted), torch.device("meta")
+    info = next(info for info in made.metadata.payloads if info.backend == form)
+    run = backend(form).open(info, made.payloads[form], meta)
+    results = run(Graph(*(t.to(meta) for t in GRAPH)))
+    assert [(t.shape, t.device) for t in results[:2]] == [(GRAPH.numbers.shape, meta), (GRAPH.edge_vector.shape, meta)]
 
 
 def test_a_payload_as_a_plain_file(scripted: Path, tmp_path: Path) -> None:

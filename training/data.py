@@ -12,10 +12,12 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
+from triforces_deploy import derivatives
 from triforces_deploy.config import ModelConfig
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import sha256_of
 from triforces_deploy.graph import N_NUMBERS
+from triforces_deploy.nn.zbl import ZBL
 from triforces_deploy.training.structures import Frame, Sample, join, read_frames
 
 
@@ -55,6 +57,8 @@ class Data:
     split: Split
     files: dict[str, str]
     """Path → sha256."""
+    shortest: dict[str, float]
+    """:func:`shortest_distances` of ``train``."""
     undeclared: int
     """Frames whose file names no trajectory; they were kept together by file and formula."""
 
@@ -78,12 +82,14 @@ def load(config: DataConfig, model: ModelConfig) -> Data:
         if shared:
             raise UserError(f"data.validation_files share trajectory '{shared[0]}' with data.files; give each file its own")
         split = dataclasses.replace(split, validation=tuple(sorted({f.trajectory for f in validation})))
+    train = [f.sample for f in frames if f.trajectory in parts["train"]]
     return Data(
-        train=[f.sample for f in frames if f.trajectory in parts["train"]],
+        train=train,
         validation=[f.sample for f in validation or frames if own or f.trajectory in parts["validation"]],
         test=[f.sample for f in frames if f.trajectory in parts["test"]],
         split=split,
         files={str(p): sha256_of(p) for p in (*paths, *own)},
+        shortest=shortest_distances(train),
         undeclared=sum(not f.declared for f in (*frames, *validation)),
     )
 
@@ -136,6 +142,16 @@ def elements_seen(samples: Sequence[Sample]) -> list[str]:
     return [chemical_symbols[z] for z in torch.nonzero(counts)[:, 0].tolist()]
 
 
+def shortest_distances(samples: Sequence[Sample]) -> dict[str, float]:
+    """Å. The shortest distance of each pair of elements, such as 'Si-Ge' with the lighter one first, that occurs."""
+    shortest = np.full((N_NUMBERS, N_NUMBERS), np.inf)
+    for sample in samples:
+        numbers = sample.graph.numbers[sample.graph.edge_index].sort(dim=0).values.numpy()  # (2, E)
+        np.minimum.at(shortest, (numbers[0], numbers[1]), torch.linalg.vector_norm(sample.graph.edge_vector, dim=1).numpy())
+    pairs = np.argwhere(np.isfinite(shortest)).tolist()
+    return {f"{chemical_symbols[a]}-{chemical_symbols[b]}": float(shortest[a, b]) for a, b in pairs}
+
+
 def fit_scale(samples: Sequence[Sample]) -> Tensor:
     """Root mean square of the force components times 1 Å, () float64 eV; 1 where all forces vanish.
 
@@ -145,6 +161,16 @@ def fit_scale(samples: Sequence[Sample]) -> Tensor:
     forces = torch.cat([s.forces for s in samples])
     scale = forces.square().mean().sqrt()
     return scale if float(scale) > 1e-8 else torch.ones((), dtype=torch.float64)
+
+
+def less_repulsion(samples: Sequence[Sample]) -> list[Sample]:
+    """Labels without what a model with ``zbl`` adds itself, so that references and scale are those of its network."""
+    repulsion, left = ZBL(), []
+    for sample in samples:
+        energies, edge_forces, _ = derivatives.evaluate(repulsion, sample.graph)
+        energy = sample.energy - derivatives.energy(energies, sample.graph)
+        left.append(sample._replace(energy=energy, forces=sample.forces - derivatives.forces(edge_forces, sample.graph)))
+    return left
 
 
 def batch_indices(n_samples: int, batch_size: int, seed: int, step: int) -> list[int]:

@@ -73,10 +73,10 @@ def evaluate(
     """
     kept: Part = part or ("test" if structures is None else "all")
     model, provenance = checkpoint.load(path)
-    files = _training_files(provenance, path) if structures is None else [structures]
+    files = training_files(provenance, path) if structures is None else [structures]
     config = model.config
     frames = read_frames(files, config.elements, config.cutoff, config.max_neighbours)
-    frames = _chosen(frames, provenance, kept, path)
+    frames = chosen(frames, provenance, kept, path)
     tally, empty = Tally(), Tally()
     done = []
     for start in range(0, len(frames), batch_size):
@@ -105,7 +105,8 @@ def metrics_table(rows: dict[str, Metrics], title: str) -> Table:
     return table
 
 
-def _training_files(provenance: dict[str, Any], path: Path) -> list[Path]:
+def training_files(provenance: dict[str, Any], path: Path) -> list[Path]:
+    """What the checkpoint at ``path`` was trained from; UserError where it does not say, or where a file has changed."""
     files: dict[str, str] = provenance.get("files", {})
     if not files:
         raise UserError(f"{path} does not say what it was trained on; name a file of labelled structures")
@@ -118,7 +119,8 @@ def _training_files(provenance: dict[str, Any], path: Path) -> list[Path]:
     return [Path(name) for name in files]
 
 
-def _chosen(frames: list[Frame], provenance: dict[str, Any], part: Part, path: Path) -> list[Frame]:
+def chosen(frames: list[Frame], provenance: dict[str, Any], part: Part, path: Path) -> list[Frame]:
+    """Those of a part of the checkpoint's own split, by trajectory; UserError where there are none."""
     if part == "all":
         return frames
     split = provenance.get("split")

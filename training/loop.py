@@ -20,7 +20,7 @@ from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
 from triforces_deploy.stopping import SIGNALS, watched_signals
-from triforces_deploy.training.data import Data, fit_references, fit_scale, load
+from triforces_deploy.training.data import Data, fit_references, fit_scale, less_repulsion, load
 from triforces_deploy.training.fit import Fit, Stopped, Watcher
 from triforces_deploy.training.objective import Losses, Metrics
 from triforces_deploy.training.progress import Bar
@@ -72,6 +72,10 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
         torch.set_num_threads(plan.trainer.threads)
     accelerator = _accelerator(plan)
     plan.model.refuse_frozen()
+    if plan.model.uncertainty:
+        raise UserError(
+            "model.uncertainty is made by `tfdeploy uncertainty` of a trained checkpoint; leave it out of the recipe"
+        )
     found = load(plan.data, plan.model)
     if not found.train or not found.validation:
         raise UserError(
@@ -95,8 +99,9 @@ def _new_model(plan: Recipe, data: Data) -> Model:
         torch.manual_seed(plan.seed)
         model = Model(plan.model)
     model.set_network_dtype(torch.float32 if plan.trainer.precision == "float32" else torch.float64)
-    model.references.copy_(fit_references(data.train))
-    model.scale.copy_(fit_scale(data.train))
+    samples = less_repulsion(data.train) if plan.model.zbl else data.train
+    model.references.copy_(fit_references(samples))
+    model.scale.copy_(fit_scale(samples))
     return model
 
 

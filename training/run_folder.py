@@ -110,6 +110,7 @@ class RunFolder:
             "files": data.files,
             "split": as_dict(data.split),
             "elements": elements_seen(data.train),
+            "shortest_distances": data.shortest,
             "frames": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
             "packages": {name: version(name) for name in ("torch", "lightning", "ase", "numpy", "vesin")},
         }

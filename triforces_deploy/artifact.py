@@ -7,8 +7,11 @@ Nothing in it refers to a path or to a class other than :class:`triforces_deploy
 from __future__ import annotations
 
 import dataclasses
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from triforces_deploy import checkpoint, torch_file, trust
 from triforces_deploy.building import build
@@ -24,10 +27,11 @@ from triforces_deploy.contents import (
     hash_weights,
     to_state,
 )
-from triforces_deploy.eager import eager, within_memory
+from triforces_deploy.eager import eager, need_in_blocks, need_of, within_memory
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
 from triforces_deploy.local_builds import rebuilt
+from triforces_deploy.memory import CPU, Memory
 from triforces_deploy.model import Model
 from triforces_deploy.payloads.base import OUTPUTS, Payload, UnusableError
 from triforces_deploy.payloads.table import PREFERENCE, backend, has_code
@@ -44,7 +48,7 @@ PROMISES = ("smooth", "conservative", "separable")
 REMEDY = "copy it again or make it anew with `tfdeploy export`"
 
 
-def load(path: str | Path, backend: str | None = None, trust: bool = False) -> Potential:
+def load(path: str | Path, backend: str | None = None, trust: bool = False, device: torch.device | None = None) -> Potential:
     """Open an artifact for running.
 
     Args:
@@ -52,6 +56,7 @@ def load(path: str | Path, backend: str | None = None, trust: bool = False) -> P
         backend: insist on one of payloads/table.py or 'eager'; None takes the fastest that works here.
         trust: let compiled code of the file run, now and in future; see trust.py. Without it, the code of a file that was
             not made here is rebuilt from the rest of the file.
+        device: where it runs; None takes the one that a payload was compiled for, and the CPU for the others.
 
     Raises:
         UserError: no such file, not an artifact, damaged, from a newer version, or the back end cannot run here.
@@ -59,7 +64,7 @@ def load(path: str | Path, backend: str | None = None, trust: bool = False) -> P
     artifact = read_artifact(Path(path))
     if trust:
         remember(artifact, str(path))
-    return potential(artifact, str(path), backend)
+    return potential(artifact, str(path), backend, device=device)
 
 
 def remember(artifact: Artifact, name: str) -> None:
@@ -68,7 +73,13 @@ def remember(artifact: Artifact, name: str) -> None:
         trust.remember(artifact.metadata, name)
 
 
-def potential(artifact: Artifact, name: str, backend: str | None = None, trusted: bool | None = None) -> Potential:
+def potential(
+    artifact: Artifact,
+    name: str,
+    backend: str | None = None,
+    trusted: bool | None = None,
+    device: torch.device | None = None,
+) -> Potential:
     """The runnable form of an artifact.
 
     Args:
@@ -76,6 +87,7 @@ def potential(artifact: Artifact, name: str, backend: str | None = None, trusted
         name: how messages call it.
         backend: as for :func:`load`.
         trusted: whether its compiled code may run; None asks the user's list.
+        device: as for :func:`load`.
     """
     facts = artifact.metadata.facts
     if trusted is None:
@@ -83,34 +95,50 @@ def potential(artifact: Artifact, name: str, backend: str | None = None, trusted
     notes: list[str] = []
     for choice in PREFERENCE if backend is None else (backend,):
         if choice == "eager":
-            model = rebuild(artifact, name)
-            return Potential(facts, eager(model), "eager", (*OUTPUTS, *model.stream_names()), notes=tuple(notes))
+            place = device or CPU
+            model = rebuild(artifact, name).to(place)
+            memory = Memory(blocked=partial(need_in_blocks, model) if place.type == "cpu" else None, device=place)
+            extras = model.extras()
+            return Potential(
+                facts, eager(model, memory, extras), "eager", (*OUTPUTS, *extras), notes=tuple(notes), memory=memory
+            )
         try:
-            return _opened(artifact, name, choice, trusted, notes)
+            return _opened(artifact, name, choice, trusted, notes, device)
         except UnusableError as error:
             notes.append(f"back end {choice} not used: {error}")
     known = ", ".join([*artifact.payloads, "eager"])
     raise UserError(f"{name}: {notes[-1]}; available: {known}")
 
 
-def _opened(artifact: Artifact, name: str, choice: str, trusted: bool, notes: list[str]) -> Potential:
+def _opened(
+    artifact: Artifact, name: str, choice: str, trusted: bool, notes: list[str], device: torch.device | None
+) -> Potential:
     infos = {info.backend: info for info in artifact.metadata.payloads}
     if choice not in infos:
         raise UnusableError(f"the file holds no {choice} payload")
     payload, label = Payload(infos[choice], artifact.payloads[choice]), choice
-    verdict = judge(payload.info, trusted)
+    verdict = judge(payload.info, trusted, device)
     if verdict.action == "leave out":
         raise UnusableError(verdict.reason)
     row = backend(choice)
+    place = device or _own_device(row.devices(payload.info)[0])
     if verdict.action == "rebuild":
         try:
-            payload, label = rebuilt(artifact, name, choice, verdict.reason), f"{choice} (rebuilt here)"
+            payload, label = rebuilt(artifact, name, choice, verdict.reason, place), f"{choice} (rebuilt here)"
         except UnusableError as error:
             raise UnusableError(f"{verdict.reason}; rebuilding it: {error}") from error
         notes.append(f"back end {choice} rebuilt here from the file's model: {verdict.reason}")
     core = dataclasses.replace(artifact, payloads={})  # what a later rebuild needs; compiled forms would stay in memory
-    run = within_memory(row.open(payload.info, payload.content), payload.info, lambda: rebuild(core, name))
-    return Potential(artifact.metadata.facts, run, label, payload.info.outputs, row.exchanges, tuple(notes))
+    model = cache(lambda: rebuild(core, name).to(place))
+    in_blocks = (lambda: need_in_blocks(model())) if place.type == "cpu" else None
+    memory = Memory(need_of(payload.info), in_blocks, place)
+    run = within_memory(row.open(payload.info, payload.content, place), payload.info, memory, model)
+    return Potential(artifact.metadata.facts, run, label, payload.info.outputs, row.exchanges, tuple(notes), memory)
+
+
+def _own_device(kind: str) -> torch.device:
+    """A device of the kind that a payload was made for; the CPU where there is none, for which it is then rebuilt."""
+    return torch.device(kind) if kind != "cuda" or torch.cuda.is_available() else CPU
 
 
 def rebuild(artifact: Artifact, name: str = "the artifact") -> Model:
@@ -124,7 +152,7 @@ def rebuild(artifact: Artifact, name: str = "the artifact") -> Model:
 def _refuse_other_facts(artifact: Artifact, model: Model, name: str) -> None:
     """LAMMPS lists ghosts and moves features by these facts; wrong ones would be wrong forces."""
     said, true = artifact.metadata.facts, model.facts()
-    for field in ("n_exchanges", "bidirectional", "receptive_field", "units", "max_neighbours", *PROMISES):
+    for field in ("n_exchanges", "bidirectional", "receptive_field", "units", "max_neighbours", "zbl_overlay", *PROMISES):
         if dataclasses.asdict(said)[field] != dataclasses.asdict(true)[field]:
             raise UserError(f"{name}: its {field} is not that of the model in it; export it anew from the checkpoint")
 

@@ -24,6 +24,8 @@ from triforces_deploy.potential import Potential
 class TriForcesCalculator(Calculator):
     """Energies, forces and stress of an exported potential.
 
+    Where the model tells how uncertain the energy of each atom is, ``results["energies_std"]`` has it, (N,) eV.
+
     Making one tunes the memory allocator of the process, see allocator.py.
 
     Args:
@@ -66,6 +68,8 @@ def _results(result: derivatives.Evaluation, graph: Graph) -> dict[str, float | 
         "energies": result.energies.numpy(),
         "forces": derivatives.forces(result.edge_forces, graph).numpy(),
     }
+    if result.uncertainty is not None:
+        results["energies_std"] = result.uncertainty.numpy()
     if bool(graph.cell.any()):
         stress = derivatives.stress(result.edge_forces, graph)[0].numpy()
         results["stress"] = full_3x3_to_voigt_6_stress(stress)

@@ -131,6 +131,31 @@ def evaluate(
 
 
 @app.command()
+def uncertainty(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, e.g. run/best.ckpt.")],
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Labelled structures; default: those that it was trained and validated on.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: the checkpoint itself.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let a checkpoint tell how uncertain the energy of each atom is; export, ASE and LAMMPS then pass it on.
+
+    In LAMMPS, to write it down and to stop when it grows (eV):
+
+    \b
+    fix sigma all pair 10 triforces uncertainty 0
+    compute worst all reduce max f_sigma
+    variable worst equal c_worst
+    fix stop all halt 10 v_worst > 0.5 error soft
+    dump 1 all custom 100 out.dump id type x y z f_sigma
+    """  # noqa: D301 - that character is click's mark for lines to be kept
+    from triforces_deploy.training.uncertainty import add_uncertainty
+
+    _show("Uncertainty", add_uncertainty(checkpoint, data or (), out), as_json)
+
+
+@app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="Checkpoint, e.g. run/best.ckpt; or an artifact, for other compiled forms.")],
     out: Out = Path("triforces.pt"),
@@ -150,6 +175,9 @@ def export(
     structure: Annotated[Path | None, typer.Option(help="Structure whose composition or cell is frozen.")] = None,
     keep_cap: Annotated[bool, typer.Option("--keep-cap", help="Keep a neighbour cap of training; not smooth.")] = False,
     refit: Annotated[Path | None, typer.Option(help="Structures for fitting a sum over atoms to a mean readout.")] = None,
+    zbl: Annotated[
+        str | None, typer.Option(help="Short-range repulsion for a model trained without: auto, or INNER,OUTER in Å.")
+    ] = None,
     to: Annotated[str, typer.Option(help="Compiled forms, comma-separated; 'eager' for none.")] = "aoti,torchscript",
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Also return the features of each stream.")] = False,
     lean: Annotated[
@@ -177,6 +205,7 @@ def export(
         lattice=lattice,
         keep_cap=keep_cap,
         refit=read_structures(refit) if refit else None,
+        zbl=zbl,
         precision=precision,
         backends=backends,
         embeddings=embeddings,

@@ -56,6 +56,18 @@ class BackboneConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ZBLSwitch:
+    """Where the repulsion of one pair of elements takes over from the model."""
+
+    first: str
+    second: str
+    inner: float
+    """Å. Below it there is nothing but the repulsion."""
+    outer: float
+    """Å. Beyond it there is none."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Everything that fixes the shape of a model. ``composition`` or ``structure`` set to null leaves the stream out."""
 
@@ -79,6 +91,10 @@ class ModelConfig:
     """Constants of the repulsion: the published ones, or those of MACE, whose repulsion the model's scale multiplies too."""
     zbl_power: int = 6
     """How flat the envelope of the repulsion starts."""
+    zbl_overlay: tuple[ZBLSwitch, ...] = ()
+    """Fade the model into that repulsion, one entry for each pair of elements: what ``tfdeploy export --zbl`` makes."""
+    uncertainty: bool = False
+    """There is a covariance of the last layer: what ``tfdeploy uncertainty`` makes of a trained model."""
 
     def numbers(self) -> list[int]:
         """Atomic numbers of ``elements``; UserError for an unknown symbol."""
@@ -92,6 +108,10 @@ class ModelConfig:
         if self.composition is not None and self.composition.table:
             raise UserError(
                 "model.composition.table is made by `tfdeploy export`; leave it out to train the composition stream"
+            )
+        if self.zbl_overlay:
+            raise UserError(
+                "model.zbl_overlay is made by `tfdeploy export --zbl`; to train with the repulsion set model.zbl: true"
             )
 
 

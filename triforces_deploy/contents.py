@@ -15,7 +15,7 @@ from torch import Tensor
 from triforces_deploy.certificate import Certificate
 from triforces_deploy.config import ModelConfig, as_dict, read
 from triforces_deploy.errors import UserError
-from triforces_deploy.payloads.base import PayloadInfo
+from triforces_deploy.payloads.base import OUTPUTS, UNCERTAINTY, PayloadInfo
 from triforces_deploy.potential import Facts
 from triforces_deploy.precision import PRECISIONS
 
@@ -37,6 +37,8 @@ class Parity:
     forces: float
     stress: float
     tolerance: float
+    uncertainty: float | None = None
+    """None where the model does not tell it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +152,9 @@ def _refuse_contradictions(metadata: Metadata, name: str) -> None:
         "precision": facts.precision not in PRECISIONS,
         "max_neighbours": facts.max_neighbours != config.max_neighbours,
         "composition": facts.composition not in ("live", "frozen", "none"),
+        "exchange_widths": bool(facts.exchange_widths)
+        and (len(facts.exchange_widths) != facts.n_exchanges or min(facts.exchange_widths) < 1),
+        "outputs": any(not _can_return(config, info.outputs) for info in metadata.payloads),
         "reference": not set(facts.reference) <= set(facts.elements)
         or not all(isinstance(n, int | float) and math.isfinite(n) and n >= 0 for n in facts.reference.values()),
     }
@@ -157,6 +162,13 @@ def _refuse_contradictions(metadata: Metadata, name: str) -> None:
         if is_wrong:
             raise UserError(f"{name}: its {fact} are not those of the model in it; export it anew from the checkpoint")
     config.numbers()
+
+
+def _can_return(config: ModelConfig, outputs: tuple[str, ...]) -> bool:
+    """Whether compiled forms of a model return these, in this order."""
+    streams = {"composition": config.composition is not None, "structure": config.structure is not None, "interaction": True}
+    extras = [name for name, there in {**streams, UNCERTAINTY: config.uncertainty}.items() if there and name in outputs]
+    return outputs == (*OUTPUTS, *extras)
 
 
 def _name_precisions(data: dict[str, Any]) -> dict[str, Any]:

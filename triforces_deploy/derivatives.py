@@ -24,6 +24,9 @@ class Evaluation(NamedTuple):
     edge_forces: Tensor
     """(E, 3) float64, eV/Å. f_e = ∂E/∂r_e, what LAMMPS calls a pair force."""
 
+    uncertainty: Tensor | None = None
+    """(N,) float64, eV. Standard deviation of each atom's energy; None where the potential does not tell."""
+
 
 def evaluate(energies_of: Callable[[Graph], Tensor], graph: Graph, create_graph: bool = False) -> Evaluation:
     """Evaluate a model and differentiate it.

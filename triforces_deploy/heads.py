@@ -37,6 +37,7 @@ class EnergyHead(nn.Module):
         self.layers = mlp([width, *hidden, 1])
         self.skip = nn.Linear(width, 1, bias=False) if skip else None
         self.readout, self.widest = readout, max([width, *hidden])
+        self.n_features = [width, *hidden][-1] + 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -50,6 +51,15 @@ class EnergyHead(nn.Module):
         mean, n_atoms = mean_over_atoms(torch.cat(list(streams), dim=1), graph)
         energies = self._energies(mean).index_select(0, graph.batch) + self._deviations(streams, mean, graph)
         return energies / n_atoms.index_select(0, graph.batch) if self.readout == "total" else energies
+
+    def features(self, streams: Sequence[Tensor]) -> Tensor:
+        """What the last linear map of ε reads, and a one for its bias: (N, width of the last hidden layer + 1)."""
+
+        def of_atoms(*features: Tensor) -> Tensor:
+            hidden = cast(Tensor, self.layers[:-1](torch.cat(features, dim=1)))
+            return torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
+
+        return over_atoms(of_atoms, *streams, widest=self.widest)
 
     def _deviations(self, streams: Sequence[Tensor], mean: Tensor, graph: Graph) -> Tensor:
         """ε'(h̄)·(h_i − h̄), (N,). They add up to zero and so do their derivatives, which are left out."""

@@ -26,10 +26,10 @@ from triforces_deploy.payloads.table import backend
 from triforces_deploy.trust import HOME, refuse_writable_by_others
 
 COMPILERS = "triforces_deploy.compilers"
-"""Entry points whose 'export' is a function (artifact, back end) → verified Payload."""
+"""Entry points whose 'export' is a function (artifact, back end, device) → verified Payload."""
 
 
-def rebuilt(artifact: Artifact, name: str, backend_name: str, reason: str) -> Payload:
+def rebuilt(artifact: Artifact, name: str, backend_name: str, reason: str, device: torch.device) -> Payload:
     """The same back end as in the file, from the cache or compiled now; of several processes one compiles, others wait.
 
     Args:
@@ -37,19 +37,20 @@ def rebuilt(artifact: Artifact, name: str, backend_name: str, reason: str) -> Pa
         name: how messages call it.
         backend_name: a key of payloads/table.py.
         reason: why the file's own payload does not run, for the line on standard error.
+        device: what it is compiled for, where that makes a difference.
 
     Raises:
         UnusableError: it cannot be made or kept here, or is not equal to the eager model.
     """
     try:
-        path = _folder() / _key(artifact, backend_name)
+        path = _folder() / _key(artifact, backend_name, device)
         with _alone(path.with_suffix(".lock")):
             found = _cached(path)
             if found is None:
                 print(
                     f"triforces-deploy: {name}: {backend_name}: {reason}. Rebuilding it here, once", file=sys.stderr, flush=True
                 )
-                found = _compile(artifact, backend_name)
+                found = _compile(artifact, backend_name, device)
                 _keep(path, found)
         return found
     except UserError as error:
@@ -58,20 +59,20 @@ def rebuilt(artifact: Artifact, name: str, backend_name: str, reason: str) -> Pa
         raise UnusableError(f"cannot keep what is rebuilt: {error}; point {HOME} to a folder of yours") from error
 
 
-def _compile(artifact: Artifact, backend_name: str) -> Payload:
+def _compile(artifact: Artifact, backend_name: str, device: torch.device) -> Payload:
     found = list(entry_points(group=COMPILERS, name="export"))
     if not found:
         raise UnusableError("it cannot be rebuilt, this installation has no export part")
-    payload: Payload = found[0].load()(artifact, backend_name)
+    payload: Payload = found[0].load()(artifact, backend_name, device)
     return payload
 
 
-def _key(artifact: Artifact, backend_name: str) -> str:
+def _key(artifact: Artifact, backend_name: str, device: torch.device) -> str:
     """Digest of everything that decides what the compiled form computes and where it runs."""
     metadata = artifact.metadata
     outputs = next(info.outputs for info in metadata.payloads if info.backend == backend_name)
     facts = {k: v for k, v in as_dict(metadata.facts).items() if k != "policies"}
-    here = [backend(backend_name).machine(), torch.__version__, __version__, _sources()]
+    here = [backend(backend_name).machine(device), torch.__version__, __version__, _sources()]
     parts = [backend_name, outputs, facts, as_dict(metadata.config), metadata.weights_sha256, here]
     return sha256(json.dumps(parts, sort_keys=True).encode())
 

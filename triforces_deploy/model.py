@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,8 @@ from triforces_deploy.config import ModelConfig, read
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.heads import EnergyHead
-from triforces_deploy.nn.zbl import FORMS, ZBL
+from triforces_deploy.nn.zbl import FORMS, ZBL, Overlay
+from triforces_deploy.payloads.base import UNCERTAINTY
 from triforces_deploy.potential import Facts
 from triforces_deploy.streams.composition import CompositionStream, CompositionTable
 from triforces_deploy.streams.structure import StructureStream
@@ -49,13 +52,18 @@ class Model(nn.Module):
         width += self.structure.width if self.structure is not None else 0
         self.head = EnergyHead(width, config.head_hidden, config.readout, config.head_skip)
         self.zbl = ZBL(FORMS[config.zbl_form], config.zbl_power) if config.zbl else None
+        self.overlay = Overlay(config.zbl_overlay, config.cutoff) if config.zbl_overlay else None
         self.register_buffer("references", torch.zeros(N_NUMBERS, dtype=torch.float64))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        n = self.head.n_features
+        self.register_buffer("spread", torch.zeros(n, n, dtype=torch.float64) if config.uncertainty else None)
 
     references: Tensor
     """(119,) float64, eV. Energy of an atom of each element before the network's own."""
     scale: Tensor
     """() float64, eV. What one unit of the network's output means."""
+    spread: Tensor | None
+    """(F, F) float64, eV, F features of the last layer. A matrix R with R Rᵀ the covariance of its weights."""
 
     def embeddings(self, graph: Graph) -> dict[str, Tensor]:
         """Features of each stream by name, (N, width of the stream), in the order in which they are concatenated.
@@ -71,25 +79,42 @@ class Model(nn.Module):
         """Energies of the atoms, (N,) float64, eV."""
         return self._energies(self.embeddings(graph), graph)
 
-    def run(self, graph: Graph, with_embeddings: bool = False) -> tuple[Tensor, ...]:
-        """Energies (N,), edge forces (E, 3) and, where wanted, the features of each stream; see derivatives.py."""
-        kept: list[Tensor] = []
+    def run(self, graph: Graph, extras: Sequence[str] = ()) -> tuple[Tensor, ...]:
+        """Energies (N,) and edge forces (E, 3) as in derivatives.py, then those of :meth:`extras` that are named."""
+        kept: dict[str, Tensor] = {}
 
         def energies_of(graph: Graph) -> Tensor:
             embeddings = self.embeddings(graph)
-            kept.extend(t.detach() for t in embeddings.values() if with_embeddings)
+            features = {name: t.detach() for name, t in embeddings.items()}
+            kept.update((name, t) for name, t in features.items() if name in extras)
+            if UNCERTAINTY in extras:
+                kept[UNCERTAINTY] = self._uncertainty(list(features.values()), graph)
             return self._energies(embeddings, graph)
 
-        evaluation = derivatives.evaluate(energies_of, graph)
-        return (*evaluation, *kept)
+        energies, edge_forces, _ = derivatives.evaluate(energies_of, graph)
+        return energies, edge_forces, *(kept[name] for name in extras)
 
     def _energies(self, embeddings: dict[str, Tensor], graph: Graph) -> Tensor:
         output = self.head(list(embeddings.values()), graph)
-        energies: Tensor = self.scale * output.to(torch.float64) + self.references[graph.numbers]
+        energies: Tensor = self.scale * output.to(torch.float64)
+        if self.overlay is not None:
+            energies = self.overlay(energies, graph)
+        energies = energies + self.references[graph.numbers]
         if self.zbl is None:
             return energies
         repulsion: Tensor = self.zbl(graph)
         return energies + (self.scale * repulsion if self.config.zbl_form == "mace" else repulsion)
+
+    @torch.no_grad()
+    def _uncertainty(self, streams: list[Tensor], graph: Graph) -> Tensor:
+        """σ_i = |Rᵀ φ_i|, (N,) float64 eV, of the network's part of the energy; see training/uncertainty.py."""
+        assert self.spread is not None
+        sigma = (self.head.features(streams).to(torch.float64) @ self.spread).square().sum(1).sqrt()
+        return torch.where(graph.owned, sigma, torch.zeros_like(sigma))
+
+    def extras(self, embeddings: bool = True) -> tuple[str, ...]:
+        """What :meth:`run` can return besides energies and edge forces; the streams' features only where wanted."""
+        return (*(self.stream_names() if embeddings else ()), *((UNCERTAINTY,) if self.spread is not None else ()))
 
     def stream_names(self) -> tuple[str, ...]:
         """The streams there are, in the order of :meth:`embeddings`."""
@@ -97,10 +122,10 @@ class Model(nn.Module):
         return tuple(name for name in ("composition", "structure", "interaction") if not left_out.get(name, False))
 
     def set_network_dtype(self, dtype: torch.dtype) -> None:
-        """Give the network a precision, in place; references and scale stay float64."""
-        references, scale = self.references, self.scale
+        """Give the network a precision, in place; references, scale and spread stay float64."""
+        references, scale, spread = self.references, self.scale, self.spread
         self.to(dtype)
-        self.references, self.scale = references, scale
+        self.references, self.scale, self.spread = references, scale, spread
 
     def facts(self) -> Facts:
         """What a host must know; composition is 'live' where there is a composition stream that is no table yet."""
@@ -118,6 +143,7 @@ class Model(nn.Module):
             conservative=self.interaction.conservative,
             separable=self.interaction.separable and self.config.readout == "sum",
             max_neighbours=self.config.max_neighbours,
+            zbl_overlay=self.config.zbl_overlay,
             precision=str(self.head.dtype).removeprefix("torch."),
             composition="none" if composition is None else "frozen" if composition.table else "live",
         )

@@ -33,7 +33,7 @@ def nearest(graph: Graph, most: int) -> Tensor:
     counts = torch.bincount(centre, minlength=graph.numbers.shape[0])
     with_edges = counts > 0
     last = (counts.cumsum(0) - counts + counts.clamp(max=most) - 1)[with_edges]
-    reach = torch.zeros(counts.shape[0], dtype=distance.dtype)
+    reach = distance.new_zeros(counts.shape[0])
     reach[with_edges] = distance[order[last]]
     return torch.nonzero(distance <= reach[centre] + TIE)[:, 0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from triforces_deploy.artifact import Artifact, read_artifact
 from triforces_deploy.errors import UserError
 from triforces_deploy.neighbours import check_geometry, graph_from_atoms
-from triforces_deploy.payloads.base import PayloadInfo, UnusableError
+from triforces_deploy.payloads.base import UNCERTAINTY, PayloadInfo, UnusableError
 from triforces_deploy.payloads.onnx import runner
 from triforces_deploy.potential import Facts
 
@@ -38,6 +39,8 @@ class Result(NamedTuple):
     """(3, 3) eV; stress times volume, which molecules have too."""
     stress: NDArray[np.float64]
     """(3, 3) eV/Å³; NaN where there is no volume."""
+    uncertainty: NDArray[np.float64] | None = None
+    """(N,) eV. Standard deviation of each atom's energy; None where the model does not tell."""
 
 
 class PositionsModel:
@@ -57,6 +60,7 @@ class PositionsModel:
     def __init__(self, content: bytes, info: PayloadInfo, facts: Facts) -> None:
         self.facts = facts
         self.images = int(info.details["images"])
+        self._outputs = result_names(info.outputs)
         try:
             self._run = runner(content, info.precision)
         except UnusableError as error:
@@ -70,7 +74,8 @@ class PositionsModel:
                 atoms, numbers that are not finite.
         """
         if len(atoms) == 0:  # no runtime has tensors without rows
-            return Result(0.0, np.zeros(0), np.zeros((0, 3)), np.zeros((3, 3)), np.full((3, 3), np.nan))
+            nothing = Result(0.0, np.zeros(0), np.zeros((0, 3)), np.zeros((3, 3)), np.full((3, 3), np.nan))
+            return nothing._replace(uncertainty=np.zeros(0)) if UNCERTAINTY in self._outputs else nothing
         self.check(atoms)
         result = self.unchecked(atoms)
         if not np.isfinite(result.energy):
@@ -94,8 +99,13 @@ class PositionsModel:
 
     def unchecked(self, atoms: Atoms) -> Result:
         """What the graph says by itself, as any other program sees it: NaN where :meth:`evaluate` refuses."""
-        energy, *rest = self._run(inputs(atoms), Result._fields)
+        energy, *rest = self._run(inputs(atoms), self._outputs)
         return Result(float(energy), *rest)
+
+
+def result_names(outputs: Sequence[str]) -> tuple[str, ...]:
+    """Outputs of the graph, in the order of :class:`Result`, given those of the captured model."""
+    return tuple(name for name in Result._fields if name != UNCERTAINTY or name in outputs)
 
 
 def load(path: str | Path) -> PositionsModel:

@@ -9,11 +9,13 @@ from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 
 from triforces_deploy import exchange
+from triforces_deploy.config import ZBLSwitch
 from triforces_deploy.derivatives import Evaluation
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
+from triforces_deploy.memory import Memory
 from triforces_deploy.neighbour_cap import nearest
-from triforces_deploy.payloads.base import OUTPUTS, Run
+from triforces_deploy.payloads.base import OUTPUTS, UNCERTAINTY, Run
 from triforces_deploy.precision import multiplying
 
 
@@ -47,8 +49,12 @@ class Facts:
     """The nine lattice features that are frozen into the weights; empty where the model has no lattice encoding."""
     max_neighbours: int | None = None
     """Only so many nearest neighbours of each atom are seen, ties included; see neighbour_cap.py."""
+    zbl_overlay: tuple[ZBLSwitch, ...] = ()
+    """Where export laid the short-range repulsion over the model; see nn/zbl.py."""
     readout: str = "sum"
     """'sum': as trained. 'refitted': a sum over atoms that export fitted to a model with another readout."""
+    exchange_widths: tuple[int, ...] = ()
+    """Numbers in a row of each exchange; empty in files that were made before they were recorded."""
     policies: tuple[str, ...] = ()
     """One line for each decision that export froze; shown by ``tfdeploy info`` and at the start of LAMMPS."""
 
@@ -69,11 +75,12 @@ class Potential:
 
     Args:
         facts: what it is.
-        run: graph → the tensors that ``outputs`` names: per-atom energies in eV, edge forces in eV/Å, embeddings.
+        run: graph → the tensors that ``outputs`` names: per-atom energies in eV, edge forces in eV/Å, extras.
         backend: what runs it, for messages: a key of payloads/table.py, or 'eager'.
         outputs: what ``run`` returns.
         exchanges: whether ``run`` calls the exchange, so that several ranks can share a structure.
         notes: lines worth showing to whoever starts a run, such as why a faster back end was not used.
+        memory: what ``run`` takes and may take, and the device where it takes and returns its tensors.
     """
 
     def __init__(
@@ -84,44 +91,71 @@ class Potential:
         outputs: tuple[str, ...] = OUTPUTS,
         exchanges: bool = True,
         notes: tuple[str, ...] = (),
+        memory: Memory | None = None,
     ) -> None:
         self.facts = facts
+        self.memory = Memory() if memory is None else memory
         self.backend = backend
         self.notes = notes
+        self.device = self.memory.device
         self._run, self._outputs, self._exchanges = run, outputs, exchanges
         allowed = torch.zeros(N_NUMBERS, dtype=torch.bool)
         allowed[list(self._allowed_numbers())] = True
         self._allowed = allowed
-        self._reference = torch.zeros(1, N_NUMBERS, dtype=torch.float64)
+        reference = torch.zeros(1, N_NUMBERS, dtype=torch.float64)
         for symbol, count in facts.reference.items():
-            self._reference[0, atomic_numbers[symbol]] = count
+            reference[0, atomic_numbers[symbol]] = count
+        self._reference = reference.to(self.device)
 
     def evaluate(self, graph: Graph, handler: exchange.Handler | None = None) -> Evaluation:
-        """Per-atom energies and edge forces of a graph.
+        """Per-atom energies and edge forces of a graph, and the energies' uncertainties where the model tells them.
 
         Args:
             graph: all edges up to the cutoff of ``facts``, also where it caps them; numbers among its elements.
             handler: moves features between ranks; needed where the graph has atoms that are not owned.
 
+        Returns:
+            Tensors on the device of the graph, which need not be that of the potential.
+
         Raises:
             UserError: an element the model does not know, or ghosts without a handler.
         """
-        energies, edge_forces, *_ = self._call(graph, handler)
-        return Evaluation(energies, edge_forces)
+        found = dict(zip(self._outputs, self._call(graph, handler), strict=True))
+        return Evaluation(found["energies"], found["edge_forces"], found.get(UNCERTAINTY))
+
+    def evaluate_unchecked(self, graph: Graph, handler: exchange.Handler | None = None) -> Evaluation:
+        """As :meth:`evaluate`, of a graph on the potential's own device whose elements and ghosts are known to be right.
+
+        Nothing here waits for the device, as checks of its numbers would.
+        """
+        found = dict(zip(self._outputs, self._under_policies(graph, handler), strict=True))
+        return Evaluation(found["energies"], found["edge_forces"], found.get(UNCERTAINTY))
 
     def embeddings(self, graph: Graph, handler: exchange.Handler | None = None) -> dict[str, Tensor]:
         """Features of each stream, (N, width), by the stream's name; arguments and errors as for :meth:`evaluate`."""
-        if self._outputs == OUTPUTS:
+        streams = [name for name in self._outputs if name not in (*OUTPUTS, UNCERTAINTY)]
+        if not streams:
             raise UserError(f"this {self.backend} payload has no embeddings; export again with --embeddings, or use eager")
-        tensors = self._call(graph, handler)
-        return dict(zip(self._outputs[2:], tensors[2:], strict=True))
+        found = dict(zip(self._outputs, self._call(graph, handler), strict=True))
+        return {name: found[name] for name in streams}
+
+    @property
+    def has_uncertainty(self) -> bool:
+        """Whether :meth:`evaluate` tells the uncertainty of each atom's energy."""
+        return UNCERTAINTY in self._outputs
 
     def _call(self, graph: Graph, handler: exchange.Handler | None) -> tuple[Tensor, ...]:
-        self.check_elements(graph.numbers)
+        self.check_elements(graph.numbers.cpu())
+        if handler is not None or not bool(graph.owned.all()):
+            self.refuse_ghosts(handler)
+        home = graph.numbers.device
+        results = self._under_policies(Graph(*(t.to(self.device) for t in graph)), handler)
+        return tuple(t.to(home) for t in results)
+
+    def _under_policies(self, graph: Graph, handler: exchange.Handler | None) -> tuple[Tensor, ...]:
+        """With the composition and the neighbours that the facts prescribe."""
         if self.facts.composition == "frozen":  # of no consequence where the stream is a table already
             graph = graph._replace(composition=self._reference.expand(graph.composition.shape[0], -1).contiguous())
-        if handler is not None or not bool(graph.owned.all()):
-            self._refuse_ranks(handler)
         if self.facts.max_neighbours is None:
             return self._run_with(graph, handler)
         kept = nearest(graph, self.facts.max_neighbours)
@@ -136,7 +170,7 @@ class Potential:
             with exchange.using(handler):
                 return self._run(graph)
 
-    def _refuse_ranks(self, handler: exchange.Handler | None) -> None:
+    def refuse_ghosts(self, handler: exchange.Handler | None) -> None:
         """UserError where atoms of other ranks, or their features, cannot be had."""
         self.facts.refuse_ranks()
         if self.facts.n_exchanges and not self._exchanges:

@@ -54,10 +54,13 @@ def record_table(title: str, result: object) -> Table:
 def parity_table(rows: Iterable[Parity]) -> Table:
     """Back ends against their reference."""
     table = Table(title="Parity, relative, largest over the probe structures", title_justify="left")
-    for heading in ("back end", "against", "structures", "energy", "forces", "stress", "allowed"):
-        table.add_column(heading, justify="right" if heading in ("energy", "forces", "stress", "allowed") else "left")
+    rows = list(rows)
+    quantities = ["energy", "forces", "stress", *(["uncertainty"] if any(r.uncertainty is not None for r in rows) else [])]
+    for heading in ("back end", "against", "structures", *quantities, "allowed"):
+        table.add_column(heading, justify="left" if heading in ("back end", "against", "structures") else "right")
     for r in rows:
-        numbers = [f"{x:.1e}" for x in (r.energy, r.forces, r.stress, r.tolerance)]
+        given = record(r)
+        numbers = ["–" if given[q] is None else f"{given[q]:.1e}" for q in (*quantities, "tolerance")]
         table.add_row(r.backend, r.reference, str(r.structures), *numbers)
     return table
 
@@ -97,7 +100,8 @@ def artifact_tables(artifact: Artifact, path: Path) -> list[Table]:
         "elements": " ".join(m.facts.elements),
         "model": f"{m.config.backbone.name} + {' + '.join(streams) or 'no streams'}, {parameters:,} parameters",
         "cutoff": f"{m.facts.cutoff} Å; receptive field {m.facts.receptive_field} Å",
-        "exchanges": f"{m.facts.n_exchanges} forward, {m.facts.n_exchanges} backward per evaluation on several ranks",
+        "exchanges": f"{m.facts.n_exchanges} forward, {m.facts.n_exchanges} backward per evaluation on several ranks"
+        + (f", of {' + '.join(map(str, m.facts.exchange_widths))} numbers per atom" if m.facts.exchange_widths else ""),
         "precision": f"network {m.facts.precision}, edge vectors and sums float64",
         "units": f"LAMMPS {m.facts.units}: eV, Å",
         "policies": "\n".join(m.facts.policies),

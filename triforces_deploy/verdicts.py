@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import torch
+
 from triforces_deploy.payloads.base import PayloadInfo, UnusableError
 from triforces_deploy.payloads.table import MODULES, backend
 
@@ -24,8 +26,8 @@ class Verdict:
 NOT_TRUSTED = "it was not made here, and it is code; `tfdeploy trust FILE` lets the file's own run"
 
 
-def judge(info: PayloadInfo, trusted: bool) -> Verdict:
-    """The verdict on one payload on this machine.
+def judge(info: PayloadInfo, trusted: bool, device: torch.device | None = None) -> Verdict:
+    """The verdict on one payload on this machine, for a device or, with None, for the one it was made for.
 
     ================================  ==========================================================================
     made by a back end unknown here   left out: update triforces-deploy
@@ -33,7 +35,8 @@ def judge(info: PayloadInfo, trusted: bool) -> Verdict:
     another torch                     rebuilt: compiled forms are promised for one version
     another kind of CPU, or features  rebuilt: it would kill the process
     missing from this one
-    no GPU for a GPU's package        left out
+    another kind of device than the   rebuilt; left out where no rebuilding makes one
+    one asked for
     its own library missing           left out, with the pip line (found when it is opened)
     otherwise                         runs
     ================================  ==========================================================================
@@ -45,6 +48,9 @@ def judge(info: PayloadInfo, trusted: bool) -> Verdict:
     row = backend(info.backend)
     if row.code and not trusted:
         return Verdict("rebuild", NOT_TRUSTED)
+    if device is not None and device.type not in row.devices(info):
+        made = " or ".join(row.devices(info))
+        return Verdict("rebuild" if row.code else "leave out", f"it runs on {made} only, asked for is {device.type}")
     try:
         row.check(info)
     except UnusableError as error:

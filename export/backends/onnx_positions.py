@@ -6,6 +6,7 @@ into NaN where the list does not hold, so that no program can mistake a truncate
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from ase.data import atomic_numbers
 from torch import Tensor
 
 from triforces_deploy.graph import N_NUMBERS
-from triforces_deploy.onnx_positions import Result, inputs
+from triforces_deploy.onnx_positions import inputs, result_names
 from triforces_deploy.payloads.base import INPUTS
 from triforces_deploy.payloads.onnx import TABLES
 from triforces_deploy.potential import Facts
@@ -31,7 +32,8 @@ GRAPH = (*INPUTS, "cell", *TABLES)
 SHAPES = {"positions": {0: "N"}, "numbers": {0: "N"}}
 TEXTS = {
     "inputs": "positions (N, 3) anywhere, cell (3, 3) with lattice vectors as rows, pbc (3), numbers (N); N at least 1",
-    "outputs": "energy (), energies (N), forces (N, 3), virial (3, 3), stress (3, 3), which is NaN where there is no volume",
+    "outputs": "energy (), energies (N), forces (N, 3), virial (3, 3), stress (3, 3), which is NaN where there is no volume, "
+    "and where the model tells it uncertainty (N), the standard deviation of energies",
     "frozen": "every output is NaN where the cell needs more periodic images than are frozen inside, where an element is not "
     "among atomic_numbers, where two atoms are closer than 0.1 Å, and where a position is not finite",
     "images_rule": "axis k needs floor(cutoff·|d_k| + 1/2) images, d_k the dual of lattice vector k among the periodic ones",
@@ -45,7 +47,8 @@ def lower(captured: Captured) -> Lowered:
         UnusableError: onnx is not installed, or the model has a part that ONNX does not.
     """
     graph = graph_model(captured)
-    model = _joined(_list_model(captured.facts, captured.images), graph, _guard_model())
+    outputs = result_names(captured.outputs)
+    model = _joined(_list_model(captured.facts, captured.images), graph, _guard_model(outputs), outputs)
     texts = {**TEXTS, "images": str(captured.images)}
     describe(model, captured.facts, texts)
     details = {"opset": OPSET, "images": captured.images, "cutoff": captured.facts.cutoff, **versions()}
@@ -78,21 +81,23 @@ def _list_model(facts: Facts, images: int) -> ModelProto:
     return to_onnx(listed, example, SHAPES, [*(f"listed_{name}" for name in GRAPH), "valid"])
 
 
-def _guard_model() -> ModelProto:
+def _guard_model(outputs: Sequence[str]) -> ModelProto:
     """What the plain form returns for one structure, without the axis of structures, or NaN where not ``valid``."""
     n_atoms = 5
-    shapes = {"energy": (1,), "energies": (n_atoms,), "forces": (n_atoms, 3), "virial": (1, 3, 3), "stress": (1, 3, 3)}
+    of_atoms = {"energies": (n_atoms,), "forces": (n_atoms, 3), "uncertainty": (n_atoms,)}
+    known: dict[str, tuple[int, ...]] = {"energy": (1,), **of_atoms, "virial": (1, 3, 3), "stress": (1, 3, 3)}
+    shapes = {name: known[name] for name in outputs}
     example = {f"raw_{name}": torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
     def guarded(valid: Tensor, *raw: Tensor) -> tuple[Tensor, ...]:
         held = [torch.where(valid, t, torch.full_like(t, float("nan"))) for t in raw]
         return tuple(t if shape[0] == n_atoms else t[0] for t, shape in zip(held, shapes.values(), strict=True))
 
-    dynamic = {"raw_energies": {0: "N"}, "raw_forces": {0: "N"}}
+    dynamic = {f"raw_{name}": {0: "N"} for name in of_atoms if name in outputs}
     return to_onnx(guarded, {"held": torch.tensor(True), **example}, dynamic, list(shapes))
 
 
-def _joined(listing: ModelProto, graph: ModelProto, guard: ModelProto) -> ModelProto:
+def _joined(listing: ModelProto, graph: ModelProto, guard: ModelProto, outputs: Sequence[str]) -> ModelProto:
     """One behind the other; names inside each are set apart."""
     from onnx import compose
 
@@ -101,11 +106,11 @@ def _joined(listing: ModelProto, graph: ModelProto, guard: ModelProto) -> ModelP
         compose.add_prefix(listing, "list_", rename_inputs=False, rename_outputs=False),
         inner,
         io_map=[(f"listed_{name}", f"graph_{name}") for name in GRAPH],
-        outputs=["valid", *(f"graph_{name}" for name in Result._fields)],
+        outputs=["valid", *(f"graph_{name}" for name in outputs)],
     )
     return compose.merge_models(
         first,
         compose.add_prefix(guard, "guard_", rename_inputs=False, rename_outputs=False),
-        io_map=[("valid", "held"), *((f"graph_{name}", f"raw_{name}") for name in Result._fields)],
-        outputs=list(Result._fields),
+        io_map=[("valid", "held"), *((f"graph_{name}", f"raw_{name}") for name in outputs)],
+        outputs=list(outputs),
     )

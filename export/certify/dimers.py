@@ -46,7 +46,7 @@ def hole(x: Array, energy: Array, radii: float) -> float:
 def _judge(pair: str, depth: float) -> Check:
     said = (
         f"How far the energy of two atoms falls on the way inward to {CLOSEST} Å. More than the bound, and atoms of a hot or "
-        "compressed crystal may fall together; a model with zbl has a wall there."
+        "compressed crystal may fall together; `tfdeploy export --zbl auto` puts a wall there, and so does training with zbl."
     )
     return judged(FAMILY, f"dimer {pair}", depth, HOLE, said, "eV", worst="warn")
 

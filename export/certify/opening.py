@@ -68,6 +68,7 @@ def inner_cutoffs(config: ModelConfig) -> tuple[float, ...]:
     if config.zbl:
         own = [float(covalent_radii[atomic_numbers[s]]) for s in config.elements]
         radii += [a + b for a, b in itertools.combinations_with_replacement(own, 2)]
+    radii += [r for switch in config.zbl_overlay for r in (switch.inner, switch.outer)]
     return tuple(sorted({round(r, 6) for r in radii if r < config.cutoff}))
 
 

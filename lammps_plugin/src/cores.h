@@ -5,8 +5,14 @@
 
 namespace triforces {
 
-// This rank's fair share of the cores of its node, at least 1. Collective.
-int share_of_cores(MPI_Comm world);
+struct Share {
+  int cores;    // this rank's fair share of those of its node, at least 1
+  int rank;     // its number among the ranks of its node
+  int ranks;    // how many they are
+};
+
+// Collective.
+Share share_of_node(MPI_Comm world);
 
 }    // namespace triforces
 

@@ -4,6 +4,7 @@
 #include "abi.h"
 #include "edges.h"
 #include "rows.h"
+#include "skin.h"
 
 #include "pair.h"
 
@@ -15,6 +16,8 @@ namespace triforces {
 
 // pair_style triforces FILE
 // pair_coeff * * ELEMENT ...
+//
+// fix ID all pair N triforces uncertainty 0
 //
 // LAMMPS' neighbours go to Python as edge vectors, per-atom energies and pair forces come back. In between, Python may
 // ask for rows of ghost atoms to be filled in from (or added to) the ranks that own them.
@@ -29,6 +32,7 @@ class PairTriforces : public LAMMPS_NS::Pair {
   double init_one(int, int) override;
   void compute(int, int) override;
   double memory_usage() override;
+  void *extract_peratom(const char *, int &) override;
 
   int pack_forward_comm(int, int *, double *, int, int *) override;
   void unpack_forward_comm(int, int, double *) override;
@@ -36,6 +40,7 @@ class PairTriforces : public LAMMPS_NS::Pair {
   void unpack_reverse_comm(int, int *, double *) override;
 
   static int32_t exchange(void *pair, int32_t adjoint, int32_t item_size, int64_t width, void *rows);
+  static int32_t sum(void *pair, int64_t count, double *values);
 
  protected:
   int ghost_neighbours_ = 0;
@@ -54,6 +59,15 @@ class PairTriforces : public LAMMPS_NS::Pair {
   void take_atoms();
   void number_rows();
   void start();
+  void compute_positions(const double *x);
+  void send(const double *x);
+  double add_rows();
+  void take_uncertainty(const double *of_rows);
+  void require_finite_rows();
+  void measure(tf_run &run);
+  void test_exchange();
+  void show_exchanged();
+  void describe_step();
   void evaluate();
   void tally();
   void tally_virial();
@@ -68,15 +82,22 @@ class PairTriforces : public LAMMPS_NS::Pair {
   int64_t session_ = -1;
   tf_facts facts_ = {};
   tf_step step_ = {};
+  tf_frame frame_ = {};
   std::vector<int32_t> numbers_of_type_;
-  std::vector<int64_t> numbers_, counts_;
+  std::vector<int> types_;    // of owned atoms and ghosts, as numbers_ and counts_ know them
+  std::vector<int64_t> numbers_, counts_, own_counts_, sent_numbers_, sent_counts_;
+  std::vector<double> uncertainty_;    // (owned atoms), what `fix pair` reads
   Rows rows_;
   Edges edges_;
+  Skin skin_;
   Columns columns_;
   std::exception_ptr thrown_;    // an error of LAMMPS that happened below Python, to be thrown again above it
-  std::string shown_;            // the start-up block that stands on the screen
+  double energy_unit_ = 1.0;     // 1 eV in energies of this run
+  int node_ranks_ = 1;
   bool started_ = false;
+  bool is_news_ = false;         // the start-up block has changed
   bool sharing_owners_ = false;
+  bool rows_are_new_ = true;
   int rows_atoms_ = -1, rows_ghosts_ = -1;
   LAMMPS_NS::bigint rows_built_ = -1;
 };

@@ -36,12 +36,21 @@ CUTOFF = 4.0
 
 
 def structures() -> dict[str, Atoms]:
-    """Sizes that capture never saw, nothing at all included."""
+    """Sizes that capture never saw, nothing at all included, and atoms so close that they repel each other."""
+    close = bulk("Si", "diamond", 3.9, cubic=True)
+    close.symbols[::3] = "Ge"
+    close.rattle(0.1, seed=4)
     crystal = bulk("Si", "diamond", 5.43, cubic=True)
     crystal.symbols = "Si5Ge3"
     crystal.rattle(0.1, seed=5)
     pair = Atoms("SiGe", [(0, 0, 0), (0, 0, 2.4)])
-    return {**probe_structures(("Si", "Ge"), seed=9), "nothing": Atoms(), "pair": pair, "larger": crystal.repeat((3, 2, 2))}
+    return {
+        **probe_structures(("Si", "Ge"), seed=9),
+        "nothing": Atoms(),
+        "pair": pair,
+        "close": close,
+        "larger": crystal.repeat((3, 2, 2)),
+    }
 
 
 def model_in(path: Path, name: str = "onnx") -> onnx.ModelProto:
@@ -63,6 +72,7 @@ def test_onnx_equals_eager_at_every_size(either: Path) -> None:
     new, old = ours.evaluate(batch), eager.evaluate(batch)
     torch.testing.assert_close(new.energies, old.energies, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(new.edge_forces, old.edge_forces, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(new.uncertainty, old.uncertainty, rtol=10 * tolerance, atol=tolerance)
 
 
 def test_embeddings_are_those_of_the_model(either: Path) -> None:
@@ -98,7 +108,7 @@ def test_energy_forces_virial_and_stress_are_inside(either: Path) -> None:
     precision = read_artifact(either).metadata.facts.precision
     call = runner(read_artifact(either).payloads["onnx"], precision)
     found = call({name: tensor.numpy() for name, tensor in onnx_inputs(graph).items()}, DERIVED)
-    energies, edge_forces = artifact.load(either, "eager").evaluate(graph)
+    energies, edge_forces, _ = artifact.load(either, "eager").evaluate(graph)
     expected = {
         "energy": derivatives.energy(energies, graph),
         "forces": derivatives.forces(edge_forces, graph),

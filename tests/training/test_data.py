@@ -11,11 +11,13 @@ from ase import Atoms
 from ase.db import connect
 
 from tests.training.small import MODEL, frames_of, labelled, structures, written
+from triforces_deploy import derivatives
 from triforces_deploy.config import ModelConfig, StructureConfig, read
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import Graph
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.nn.scatter import scatter_sum
+from triforces_deploy.nn.zbl import ZBL
 from triforces_deploy.streams.structure import StructureStream
 from triforces_deploy.training import data
 from triforces_deploy.training.data import DataConfig
@@ -129,6 +131,23 @@ def test_the_scale_is_the_rms_force() -> None:
     samples = [sample(a, 0.0) for a in structures(2, 1)]
     assert float(data.fit_scale(samples)) == pytest.approx(0.5)
     assert float(data.fit_scale([s._replace(forces=0 * s.forces) for s in samples])) == 1.0
+
+
+def test_repulsion_that_the_model_adds_is_no_business_of_its_references() -> None:
+    """Planted energies of free atoms plus the repulsion of atoms that all but touch."""
+    planted, samples = {14: -5.0, 32: -4.0}, []
+    for k, atoms in enumerate(structures(4, 2)):
+        atoms.set_cell(atoms.cell * (0.7 + 0.02 * k), scale_atoms=True)
+        graph = graph_from_atoms(atoms, CUTOFF)
+        energies, edge_forces, _ = derivatives.evaluate(ZBL(), graph)
+        energy = energies.sum()[None] + sum(planted[int(z)] for z in atoms.numbers)
+        samples.append(Sample(graph, energy, derivatives.forces(edge_forces, graph), torch.zeros(1, 3, 3)))
+    assert min(float(s.forces.abs().max()) for s in samples) > 1.0
+    left = data.less_repulsion(samples)
+    references = data.fit_references(left)
+    assert [float(references[z]) for z in planted] == pytest.approx([-5.0, -4.0], rel=1e-9)
+    assert float(data.fit_scale(left)) == 1.0
+    assert abs(float(data.fit_references(samples)[14]) + 5.0) > 0.5
 
 
 # ---- batches ----

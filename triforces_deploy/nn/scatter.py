@@ -20,6 +20,20 @@ def scatter_sum(values: Tensor, index: Tensor, n_rows: int) -> Tensor:
     return torch.zeros((n_rows, *values.shape[1:]), dtype=values.dtype, device=values.device).index_add(0, index, values)
 
 
+def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
+    """Add up consecutive rows, one atom's after another's: without atomic additions, so the same bits on any device.
+
+    Args:
+        values: (K, …).
+        offsets: (n+1,) int64, rising, at most K; segment s is the rows from offsets[s] up to offsets[s+1].
+
+    Returns:
+        (n, …); empty segments are zero.
+    """
+    # "unsafe" leaves out checks of the offsets that would make a GPU's host wait.
+    return torch.segment_reduce(values, "sum", offsets=offsets, axis=0, unsafe=True)
+
+
 def accumulate(total: Tensor, index: Tensor, values: Tensor) -> None:
     """Add rows of ``values`` (K, …) to those of ``total`` (n_rows, …) that ``index`` (K,) names, in place."""
     total.index_add_(0, index, values)

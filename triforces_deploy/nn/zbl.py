@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from ase.data import covalent_radii
+from ase.data import atomic_numbers, covalent_radii
 from torch import Tensor, nn
 
+from triforces_deploy.config import ZBLSwitch
+from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.nn.message_passing import Ends, Messages, over_edges
 from triforces_deploy.nn.radial import lengths, polynomial_envelope
@@ -100,6 +103,55 @@ class ZBL(nn.Module):
         ends = (Ends(nuclei, _as_they_are, _as_they_are),)
         (energies,) = over_edges(half, graph.edge_index, graph.numbers.shape[0], (graph.edge_vector,), ends).to_centre
         return energies
+
+
+FEMTOMETRES = 100_000
+"""In 1 Å; switching distances are whole numbers of them, for the reason that radii are whole picometres."""
+
+
+class Overlay(nn.Module):
+    """Fades a model into the repulsion where atoms come closer than it has ever seen them.
+
+    E_i = f(Σ_j s(r_ij)) ε_i + ½ Σ_j s(r_ij) V(r_ij)
+
+    s falls from 1 at ``inner`` to 0 at ``outer`` of the pair, and f from 1 at 0 to 0 at 1, both with two derivatives. So an
+    atom with no neighbour closer than ``outer`` keeps its ε_i to the last bit, and one with a neighbour closer than
+    ``inner`` has none of it left. Like the repulsion it is float64 throughout, and nothing in it is trained.
+
+    Args:
+        switches: one for each pair of elements; where there is none, nothing is overlaid.
+        cutoff: Å, of the graph.
+    """
+
+    def __init__(self, switches: Sequence[ZBLSwitch], cutoff: float) -> None:
+        super().__init__()
+        distances = torch.zeros(N_NUMBERS * N_NUMBERS, 2, dtype=torch.int64)
+        distances[:, 1] = 1
+        for switch in switches:
+            a, b = (int(atomic_numbers.get(symbol, 0)) for symbol in (switch.first, switch.second))
+            if a == 0 or b == 0 or not 0.0 <= switch.inner < switch.outer <= cutoff:
+                raise UserError(f"model.zbl_overlay: {switch} is no pair of elements with 0 ≤ inner < outer ≤ cutoff")
+            for row in (a * N_NUMBERS + b, b * N_NUMBERS + a):
+                distances[row] = torch.tensor([round(x * FEMTOMETRES) for x in (switch.inner, switch.outer)])
+        self.register_buffer("distances_fm", distances, persistent=False)
+
+    distances_fm: Tensor
+    """(119 · 119, 2) int64, fm. Inner and outer distance of each ordered pair of atomic numbers."""
+
+    def forward(self, energies: Tensor, graph: Graph) -> Tensor:
+        """Energies of the atoms without their references, (N,) float64 eV, → the same with the repulsion."""
+
+        def edge(vectors: Tensor, centre: Tensor, neighbour: Tensor) -> Messages:
+            r = lengths(vectors)
+            pair = (centre * N_NUMBERS + neighbour).to(torch.int64)
+            inner, outer = (self.distances_fm.index_select(0, pair).to(torch.float64) / FEMTOMETRES).unbind(1)
+            switch = polynomial_envelope((r - inner).clamp(min=0.0), outer - inner, 3)
+            return Messages(to_centre=(switch, 0.5 * switch * pair_energy(r, centre, neighbour)))
+
+        ends = (Ends(graph.numbers.to(torch.float64), _as_they_are, _as_they_are),)
+        sums = over_edges(edge, graph.edge_index, graph.numbers.shape[0], (graph.edge_vector,), ends)
+        met, repulsion = sums.to_centre
+        return energies * polynomial_envelope(met, 1.0, 2) + repulsion
 
 
 def _as_they_are(nuclei: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ FLAGS = "cpu_flags"
 """Key of ``PayloadInfo.details``: the CPU features that a native package needs, in the words of Linux."""
 
 
-def _open(info: PayloadInfo, content: bytes) -> Run:
+def _open(_info: PayloadInfo, content: bytes, device: torch.device) -> Run:
     # Unpacked below a folder of ours that goes as soon as the code is mapped: the loader cleans up only when Python ends
     # properly, which it does not inside LAMMPS, and campaigns would fill the disk. The loader underneath
     # torch._inductor's own is used because importing that costs seconds.
@@ -29,13 +29,14 @@ def _open(info: PayloadInfo, content: bytes) -> Run:
         package = Path(folder) / "model.pt2"
         package.write_bytes(content)
         try:
-            compiled = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, -1)
+            # Run by one thread at a time (True): without its locks it can be recorded as a CUDA graph.
+            index = -1 if device.index is None else device.index
+            compiled = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, index)
         except RuntimeError as error:
             raise UnusableError(str(error).splitlines()[0]) from error
-    device = _device(info.target)
 
     def run(graph: Graph) -> tuple[Tensor, ...]:
-        return tuple(t.cpu() for t in compiled.run([t.to(device) for t in flat_inputs(graph)]))
+        return tuple(compiled.run(list(flat_inputs(graph))))
 
     return run
 
@@ -94,9 +95,9 @@ def target(native: bool = False, device: str = "cpu") -> str:
     return f"{_system()}-v3" if portable and not native else f"{_system()}-native"
 
 
-def machine() -> str:
+def machine(device: torch.device) -> str:
     """The target, and for want of a portable one this very CPU."""
-    name = target()
+    name = target(device=device.type)
     return f"{name} {' '.join(sorted(cpu_flags()))}" if name.endswith("-native") else name
 
 
@@ -104,8 +105,8 @@ def _system() -> str:
     return f"{platform.system().lower()}-{platform.machine()}"
 
 
-def _device(target: str) -> str:
-    return "cuda" if "-cuda-" in target else "cpu"
+def _devices(info: PayloadInfo) -> tuple[str, ...]:
+    return ("cuda",) if "-cuda-" in info.target else ("cpu",)
 
 
 def cpu_flags() -> set[str]:
@@ -118,4 +119,4 @@ def cpu_flags() -> set[str]:
     return set(flags.partition(":")[2].split())
 
 
-BACKEND = Backend(code=True, exchanges=True, open=_open, check=check, machine=machine)
+BACKEND = Backend(code=True, exchanges=True, open=_open, check=check, machine=machine, devices=_devices)

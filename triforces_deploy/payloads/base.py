@@ -14,7 +14,10 @@ from triforces_deploy.graph import Graph
 INPUTS = ("numbers", "edge_index", "edge_vector", "batch", "owned", "composition")
 """Fields of a Graph that a captured function takes, in this order."""
 OUTPUTS = ("energies", "edge_forces")
-"""What it returns first: the two tensors of an Evaluation. Embeddings, where asked for, follow under the streams' names."""
+"""What it returns first: the two tensors of an Evaluation. Extras follow, where the model has them and they are wanted: the
+embeddings under the streams' names, then the uncertainty."""
+UNCERTAINTY = "uncertainty"
+"""(N,) float64, eV. Standard deviation of each atom's energy, zero for atoms that are not owned."""
 
 Run = Callable[[Graph], tuple[Tensor, ...]]
 """A graph to the tensors that ``PayloadInfo.outputs`` names."""
@@ -54,9 +57,19 @@ def anywhere(_info: PayloadInfo) -> None:
     """The check of a back end that asks nothing of torch or of the machine."""
 
 
-def any_machine() -> str:
+def any_machine(_device: torch.device) -> str:
     """The machine of a back end that runs on every one."""
     return "any"
+
+
+def on_cpu(_info: PayloadInfo) -> tuple[str, ...]:
+    """The devices of a back end that knows no other."""
+    return ("cpu",)
+
+
+def on_any_device(_info: PayloadInfo) -> tuple[str, ...]:
+    """The devices of a back end whose payloads are made for none in particular."""
+    return ("cpu", "cuda")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +80,14 @@ class Backend:
     """Whether opening one executes code from the file, so that the file must be trusted."""
     exchanges: bool
     """Whether it can call the exchange, hence run on several ranks."""
-    open: Callable[[PayloadInfo, bytes], Run]
-    """Make a payload that ``check`` has passed callable; UnusableError where that fails."""
+    open: Callable[[PayloadInfo, bytes, torch.device], Run]
+    """Make a payload that ``check`` has passed callable for graphs on a device; UnusableError where that fails."""
     check: Callable[[PayloadInfo], None] = anywhere
     """UnusableError where this torch, machine or CPU is not one that it was made for; reads the description alone."""
-    machine: Callable[[], str] = any_machine
-    """What this machine is, as far as payloads made here depend on it."""
+    machine: Callable[[torch.device], str] = any_machine
+    """What this machine is, as far as payloads made here for a device depend on it."""
+    devices: Callable[[PayloadInfo], tuple[str, ...]] = on_cpu
+    """Types of device on which a payload runs as it is; it takes its graphs there, and the first is its own."""
 
 
 def flat_inputs(graph: Graph) -> tuple[Tensor, ...]:

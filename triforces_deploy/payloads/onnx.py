@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triforces_deploy.graph import Graph, count_elements
-from triforces_deploy.payloads.base import INPUTS, OUTPUTS, Backend, PayloadInfo, Run, UnusableError, flat_inputs
+from triforces_deploy.payloads.base import INPUTS, OUTPUTS, UNCERTAINTY, Backend, PayloadInfo, Run, UnusableError, flat_inputs
 
 TABLES = ("edges_of_centre", "edges_of_neighbour", "atoms_of_structure")
 """Inputs that ONNX takes besides ``INPUTS`` and ``cell``: which edges or atoms each sum adds up; see :func:`padded_table`."""
@@ -22,7 +22,7 @@ Arrays = dict[str, NDArray[Any]]
 
 def output_name(name: str) -> str:
     """What the model calls an output of ``PayloadInfo.outputs``; a stream has the name of an input."""
-    return name if name in OUTPUTS else f"embedding_{name}"
+    return name if name in (*OUTPUTS, UNCERTAINTY) else f"embedding_{name}"
 
 
 def padded_table(index: Tensor, n_rows: int) -> Tensor:
@@ -109,7 +109,7 @@ def providers(available: list[str], precision: str) -> list[Any]:
     return [*((name, options) for name in available if name == "CUDAExecutionProvider"), "CPUExecutionProvider"]
 
 
-def _open(info: PayloadInfo, content: bytes) -> Run:
+def _open(info: PayloadInfo, content: bytes, _device: torch.device) -> Run:
     call, names = runner(content, info.precision), tuple(output_name(name) for name in info.outputs)
 
     def run(graph: Graph) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from triforces_deploy.graph import Graph
-from triforces_deploy.payloads.base import Backend, PayloadInfo, Run, UnusableError, check_torch, flat_inputs
+from triforces_deploy.payloads.base import Backend, PayloadInfo, Run, UnusableError, check_torch, flat_inputs, on_any_device
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram  # importing it costs seconds
@@ -25,8 +25,13 @@ def load_program(content: bytes) -> ExportedProgram:
         raise UnusableError(f"torch cannot read the program: {str(error).splitlines()[0]}") from error
 
 
-def _open(_info: PayloadInfo, content: bytes) -> Run:
-    module = load_program(content).module()
+def _open(_info: PayloadInfo, content: bytes, device: torch.device) -> Run:
+    program = load_program(content)
+    if device.type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    module = program.module()
 
     def run(graph: Graph) -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -35,4 +40,4 @@ def _open(_info: PayloadInfo, content: bytes) -> Run:
     return run
 
 
-BACKEND = Backend(code=True, exchanges=True, open=_open, check=check_torch)
+BACKEND = Backend(code=True, exchanges=True, open=_open, check=check_torch, devices=on_any_device)
