@@ -73,7 +73,7 @@ def test_mistakes_on_two_ranks(folder: Path, tiny_artifact: Path, old: str, new:
     [
         ("raise RuntimeError('broken on purpose')", "ERROR on proc 1: Python failed: RuntimeError: broken on purpose"),
         ("os.kill(os.getpid(), 9)", ""),
-        ("os.kill(os.getppid(), 9); time.sleep(30)", ""),
+        ("os.kill(os.getppid(), 9); time.sleep(90)", ""),
         ("e = evaluate(self, graph, handler); e.edge_forces[7, 1] = float('nan'); return e", "nearest neighbour at 2."),
         ("e = evaluate(self, graph, handler); e.energies[3] = float('inf'); return e", "ERROR on proc 1: the energy of atom"),
     ],
@@ -83,7 +83,7 @@ def test_one_rank_fails_in_the_middle_of_a_run(folder: Path, tiny_artifact: Path
     (folder / "sitecustomize.py").write_text(FAULT.replace("{fault}", fault))
     # The other rank waits in an exchange for the one that failed; without an end to the job this would time out.
     # Of a killed process mpirun tells, not we.
-    ended = lmp(INPUT.format(artifact=tiny_artifact), folder, ranks=2, env={"PYTHONPATH": str(folder)}, timeout=20)
+    ended = lmp(INPUT.format(artifact=tiny_artifact), folder, ranks=2, env={"PYTHONPATH": str(folder)}, timeout=60)
     assert "FAULT NOW" in ended.text
     assert ended.code != 0
     assert message in ended.text, ended.text
@@ -106,7 +106,7 @@ if os.readlink("/proc/self/exe").endswith("/lmp") and os.environ.get("PMI_RANK")
 )
 def test_one_rank_fails_before_the_first_step(folder: Path, tiny_artifact: Path, module: str, place: str) -> None:
     (folder / "sitecustomize.py").write_text(SETUP_FAULT.format(module=module, place=place))
-    ended = lmp(INPUT.format(artifact=tiny_artifact), folder, ranks=2, env={"PYTHONPATH": str(folder)}, timeout=40)
+    ended = lmp(INPUT.format(artifact=tiny_artifact), folder, ranks=2, env={"PYTHONPATH": str(folder)}, timeout=60)
     errors = [line for line in ended.text.splitlines() if line.startswith("ERROR")]
     assert len(errors) == 1, ended.text
     assert "RuntimeError: broken on purpose" in errors[0]
@@ -119,7 +119,7 @@ def test_one_rank_fails_inside_python(folder: Path, tiny_artifact: Path) -> None
     (folder / "sitecustomize.py").write_text(fault.replace("{fault}", "raise RuntimeError('broken on purpose')"))
     (folder / "in.test").write_text(INPUT.format(artifact=tiny_artifact))
     command = [str(BIN / "python"), "-m", "triforces_deploy.lammps_plugin", "-in", "in.test", "-log", "none"]
-    ended = run(command, folder, 2, {"PYTHONPATH": str(folder)}, timeout=20)
+    ended = run(command, folder, 2, {"PYTHONPATH": str(folder)}, timeout=60)
     assert ended.code != 0
     assert "RuntimeError: broken on purpose" in ended.text
 
