@@ -37,7 +37,7 @@ class EnergyHead(nn.Module):
         self.layers = mlp([width, *hidden, 1])
         self.skip = nn.Linear(width, 1, bias=False) if skip else None
         self.readout, self.widest = readout, max([width, *hidden])
-        self.n_features = [width, *hidden][-1] + 1
+        self.n_features = [width, *hidden][-1] + width * skip + 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,11 +53,13 @@ class EnergyHead(nn.Module):
         return energies / n_atoms.index_select(0, graph.batch) if self.readout == "total" else energies
 
     def features(self, streams: Sequence[Tensor]) -> Tensor:
-        """What the last linear map of ε reads, and a one for its bias: (N, width of the last hidden layer + 1)."""
+        """What the linear maps at the end of ε read, and a one for their bias: (N, ``n_features``)."""
 
         def of_atoms(*features: Tensor) -> Tensor:
-            hidden = cast(Tensor, self.layers[:-1](torch.cat(features, dim=1)))
-            return torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
+            joined = torch.cat(features, dim=1)
+            hidden = cast(Tensor, self.layers[:-1](joined))
+            read = [hidden] if self.skip is None else [hidden, joined]
+            return torch.cat([*read, torch.ones_like(hidden[:, :1])], dim=1)
 
         return over_atoms(of_atoms, *streams, widest=self.widest)
 
