@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from triforces_deploy.errors import UserError
+from triforces_deploy.exchange import Handler
 
 HOST_COLUMNS = 3
 """Columns that travel at once in CPU builds, whose buffers LAMMPS makes for three numbers per atom and never checks."""
@@ -32,11 +33,11 @@ class Exchange:
     Args:
         data: LAMMPS' object.
         device: where its arrays are.
+        whole: whether any number of columns may travel at once, as on GPUs; else ``HOST_COLUMNS``.
     """
 
-    def __init__(self, data: Exchanging, device: torch.device) -> None:
-        self._data = data
-        self._device = device
+    def __init__(self, data: Exchanging, device: torch.device, whole: bool = False) -> None:
+        self._data, self._device, self._whole = data, device, whole
 
     def forward(self, h: Tensor) -> Tensor:
         return self._moved(h, adjoint=False)
@@ -49,7 +50,7 @@ class Exchange:
         there = rows.to(self._device)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        step = HOST_COLUMNS if self._device.type == "cpu" else max(rows.shape[1], 1)
+        step = max(rows.shape[1], 1) if self._whole else HOST_COLUMNS
         pieces = []
         for source in there.split(step, dim=1):
             source = source.contiguous()
@@ -59,7 +60,7 @@ class Exchange:
         return torch.cat(pieces, dim=1).to(rows.device)
 
 
-def self_test(exchange: Exchange, n_local: int, n_total: int) -> None:
+def self_test(exchange: Handler, n_local: int, n_total: int) -> None:
     """Check the exchange on rows whose answer is known; every rank must call, with no atoms too.
 
     With C the exchange: ghosts must get whole rows of owners and owners keep theirs; a second C must change nothing; and

@@ -5,6 +5,7 @@ Written after the Cython sources of LAMMPS' ML-IAP package (CPU) and its Kokkos 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -133,13 +134,15 @@ class KokkosData(Common):
         self._defect = defect
         self.calls: list[tuple[str, int]] = []
 
+    most_columns = 3
+
     def _energy(self, value: Any) -> float:
         return float(value)
 
     energy = Written(_energy)
 
     @property
-    def eatoms(self) -> NDArray[Any]:
+    def eatoms(self) -> Any:
         return self._given(self._view)
 
     @property
@@ -183,7 +186,25 @@ class KokkosData(Common):
         assert source.is_contiguous()
         assert target.is_contiguous()
         assert source.data_ptr() != target.data_ptr() or self.ntotal == 0
-        assert width <= 3, "LAMMPS would write past the end of its buffer"
+        assert width <= self.most_columns, "LAMMPS would write past the end of its buffer"
+
+
+class GpuData(KokkosData):
+    """The Kokkos coupling on CUDA, with tensors in place of cupy's arrays: no numpy, any width, forces by bare address."""
+
+    most_columns = 1 << 20
+
+    def _given(self, array: NDArray[Any]) -> Any:
+        return torch.from_numpy(array)
+
+    def update_pair_forces(self, fij: Any) -> None:
+        raise AssertionError("goes through numpy")
+
+    def update_pair_forces_gpu(self, fij: Any) -> None:
+        assert fij.dtype == torch.float64
+        assert fij.is_contiguous()
+        behind = (ctypes.c_double * fij.numel()).from_address(fij.data_ptr())
+        self._tally(np.array(list(behind)).reshape(-1, 3))
 
 
 Pair = tuple[int, int, NDArray[Any]]
