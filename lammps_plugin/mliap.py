@@ -21,7 +21,7 @@ from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.lammps_plugin import mliap_start, mpi
 from triforces_deploy.lammps_plugin.behind import Lammps
 from triforces_deploy.lammps_plugin.mliap_exchange import Exchange, Exchanging, self_test
-from triforces_deploy.lammps_plugin.mliap_lists import Data, Edges, Lists, edges_of, pair_forces_of, read
+from triforces_deploy.lammps_plugin.mliap_lists import Data, Edges, Lists, device_of, edges_of, pair_forces_of, read
 from triforces_deploy.lammps_plugin.mliap_rows import IdExchange, Rows, by_ids, one_each
 from triforces_deploy.potential import Potential
 
@@ -31,24 +31,27 @@ class Coupling:
 
     Args:
         potential: what runs.
-        interface: LAMMPS' own object that calls, through which more of LAMMPS is found; None where there is none.
     """
 
-    def __init__(self, potential: Potential, interface: object = None) -> None:
+    def __init__(self, potential: Potential) -> None:
         self._potential = potential
         self._numbers = torch.tensor(potential.facts.element_numbers(), dtype=torch.int64)
-        self._lammps = Lammps.behind(interface)
-        self._started = False
+        self._lammps: Lammps | None = None
+        self._connected: object = self  # to nobody yet
 
-    def compute_forces(self, data: Data) -> None:
+    def compute_forces(self, data: Data, interface: object = None) -> None:
         """Write energy, per-atom energies and pair forces of one step into ``data``.
+
+        Args:
+            data: one call's.
+            interface: LAMMPS' own object that calls, a new one for each pair style, through which more of LAMMPS is found.
 
         Raises:
             UserError: a model of several layers, or one that reads the composition, where LAMMPS does not let it know of
                 other ranks; units, masses or ids that are not the potential's.
         """
         try:
-            self._compute(data)
+            self._compute(data, interface)
         except Exception as error:
             if isinstance(error, UserError):
                 _say_it_in_one_line()
@@ -59,28 +62,32 @@ class Coupling:
                 mpi.abort()
             raise
 
-    def _compute(self, data: Data) -> None:
+    def _compute(self, data: Data, interface: object) -> None:
+        starts = interface is not self._connected
+        if starts:
+            self._lammps = Lammps.behind(interface)
         on_gpu = _on_gpu(data, self._lammps)
-        lists = read(data, on_gpu)
-        _synchronize(lists.device)
+        device = device_of(data, on_gpu)
+        _synchronize(device)
+        lists = read(data, device)
         rows, handler = self._rows(data, lists, on_gpu)
-        if not self._started:
+        if starts:
             mliap_start.start(self._potential, self._lammps, lists.elements[: data.nlocal], handler, on_gpu)
             if handler is not None:
                 ghosts_begin = data.nlocal if isinstance(handler, Exchange) else data.nlistatoms
                 self_test(handler, ghosts_begin, len(rows.owned))
-            self._started = True
+            self._connected = interface
         edges = edges_of(lists, rows, mirror=self._potential.facts.bidirectional)
         # Communication in the backward pass must stay on the thread that MPI knows.
         with torch.autograd.set_multithreading_enabled(False):
             evaluation = self._potential.evaluate(self._graph(lists, rows, edges), handler)
-        energies = evaluation.energies.to(lists.device, torch.float64)
-        edge_forces = evaluation.edge_forces.to(lists.device, torch.float64)
+        energies = evaluation.energies.to(device, torch.float64)
+        edge_forces = evaluation.edge_forces.to(device, torch.float64)
         if not bool(torch.isfinite(energies.sum() + edge_forces.sum())):
             raise RuntimeError("the potential gave an energy or force that is not finite; look for atoms on top of each other")
         _write_energies(data, energies[rows.centres])
         _write_forces(data, pair_forces_of(edge_forces, edges, data.npairs), on_gpu)
-        _synchronize(lists.device)
+        _synchronize(device)
 
     def _rows(self, data: Data, lists: Lists, on_gpu: bool) -> tuple[Rows, Handler | None]:
         """Rows, and what moves them between ranks where the model needs that.
@@ -101,7 +108,7 @@ class Coupling:
         if not isinstance(data, Exchanging):
             raise UserError(
                 "this model has several layers, and this LAMMPS neither exchanges features of ghost atoms nor tells their ids; "
-                "build it with BUILD_SHARED_LIBS=on and use atoms with ids, or with KOKKOS, or use pair_style triforces"
+                "build it with BUILD_SHARED_LIBS=on and give atoms ids, or build it with KOKKOS, or use pair_style triforces"
             )
         return rows, Exchange(cast(Exchanging, data), lists.device, whole=on_gpu)
 

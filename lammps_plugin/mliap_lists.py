@@ -70,11 +70,16 @@ class Edges(NamedTuple):
     """(E − K,) int64. Which of those edges each further edge is the mirror image of."""
 
 
-def read(data: Data, on_gpu: bool) -> Lists:
+def device_of(data: Data, on_gpu: bool) -> torch.device:
+    """Where LAMMPS' arrays are."""
+    if not on_gpu:
+        return torch.device("cpu")
+    return torch.as_tensor(data.elems).device if data.ntotal else torch.device("cuda", torch.cuda.current_device())
+
+
+def read(data: Data, device: torch.device) -> Lists:
+    """The lists as tensors on ``device``; what LAMMPS computes there must be complete."""
     n, p = data.ntotal, data.npairs
-    device = torch.device("cpu")
-    if on_gpu:
-        device = torch.as_tensor(data.elems).device if n else torch.device("cuda", torch.cuda.current_device())
 
     def integers(array: Any) -> Tensor:
         return torch.as_tensor(array, device=device).to(torch.int64)

@@ -47,5 +47,5 @@ class Unified:
             from triforces_deploy.artifact import potential_from_state
 
             (coupling,) = entry_points(group=HOSTS, name="mliap")
-            self._coupling = coupling.load()(potential_from_state(self.state, "the ML-IAP model"), self.interface)
-        self._coupling.compute_forces(data)
+            self._coupling = coupling.load()(potential_from_state(self.state, "the ML-IAP model"))
+        self._coupling.compute_forces(data, self.interface)

@@ -38,6 +38,8 @@ class Executable:
     """What Kokkos runs on, e.g. 'CUDA OpenMP'; empty without Kokkos."""
     coupling: tuple[str, ...] = ()
     """'plain' and 'kokkos': ML-IAP couplings with Python that are built in."""
+    library: bool = False
+    """Whether its Python can reach LAMMPS' functions: not where they are linked in statically and hidden."""
     python: str = ""
     """Version and prefix of the Python inside."""
     modules: tuple[str, ...] = ()
@@ -72,7 +74,8 @@ def examine(path: str) -> Executable:
         return Executable(path, failure=why_not(path, shown))
     text = shown.text
     packages = _packages(text)
-    coupling = _coupling(_real_program(text) or path) if "ML-IAP" in packages else ()
+    real = _real_program(text) or path
+    libraries = re.findall(r"liblammps\S* => (/\S+)", ended(["ldd", real]).text)
     python, modules = _python(path) if "PYTHON" in packages else ("", ())
     return Executable(
         path,
@@ -80,7 +83,8 @@ def examine(path: str) -> Executable:
         packages=packages,
         mpi=_match(r"^MPI (v.*)", text),
         kokkos=_match(r"KOKKOS package API: *(.*)", text),
-        coupling=coupling,
+        coupling=_coupling([real, *libraries]) if "ML-IAP" in packages else (),
+        library=bool(libraries) or "PLUGIN" in packages,
         python=python,
         modules=modules,
         plugin=_plugin(path) if "PLUGIN" in packages else "built without the PLUGIN package",
@@ -121,9 +125,8 @@ def _real_program(text: str) -> str | None:
     return name if os.path.isfile(name) else None
 
 
-def _coupling(path: str) -> tuple[str, ...]:
-    libraries = re.findall(r"liblammps\S* => (/\S+)", ended(["ldd", path]).text)
-    inside = [any(_contains(file, name + b"\0") for file in (path, *libraries)) for name in COUPLING]
+def _coupling(files: list[str]) -> tuple[str, ...]:
+    inside = [any(_contains(file, name + b"\0") for file in files) for name in COUPLING]
     return tuple(kind for kind, there in zip(("plain", "kokkos"), inside, strict=True) if there)
 
 

@@ -58,9 +58,15 @@ def _coupled(executable: Executable) -> Route:
     missing = [module for module in ("triforces_deploy", "torch", "numpy") if module not in executable.modules]
     if missing:
         why = f"its Python {executable.python} finds no {', '.join(missing)}"
-        return Route(name, False, why, "install triforces-deploy in that Python, or point PYTHONPATH to its site-packages")
+        return Route(
+            name, False, why, "activate the environment that holds them (its bin first on PATH), or install them there"
+        )
     if kokkos and "CUDA" in executable.kokkos:
         return _on_cuda(executable, name)
+    if not kokkos and not executable.library:
+        return Route(
+            name, True, "only models without message passing: LAMMPS' functions are hidden", f"build LAMMPS with {BUILD}"
+        )
     return Route(name, True, "LAMMPS on the CPU")
 
 

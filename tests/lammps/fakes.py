@@ -79,7 +79,7 @@ class Common:
         return self._given(self._pair_j)
 
     @property
-    def rij(self) -> NDArray[Any]:
+    def rij(self) -> Any:
         return self._given(self._rij)
 
     def _tally(self, fij: NDArray[Any]) -> None:
@@ -193,6 +193,13 @@ class GpuData(KokkosData):
     """The Kokkos coupling on CUDA, with tensors in place of cupy's arrays: no numpy, any width, forces by bare address."""
 
     most_columns = 1 << 20
+    complete = False
+    """Whether somebody has waited for what the GPU computes; each side must before it reads what the other has made."""
+
+    @property
+    def rij(self) -> Any:
+        assert self.complete
+        return self._given(self._rij)
 
     def _given(self, array: NDArray[Any]) -> Any:
         return torch.from_numpy(array)
@@ -201,6 +208,8 @@ class GpuData(KokkosData):
         raise AssertionError("goes through numpy")
 
     def update_pair_forces_gpu(self, fij: Any) -> None:
+        assert self.complete
+        self.complete = False
         assert fij.dtype == torch.float64
         assert fij.is_contiguous()
         behind = (ctypes.c_double * fij.numel()).from_address(fij.data_ptr())

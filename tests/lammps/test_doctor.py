@@ -156,7 +156,8 @@ CUDA = Executable(
 @pytest.mark.parametrize(
     ("found", "works", "why"),
     [
-        (Executable(**{**vars(BUILT), "modules": ALL}), True, "CPU"),
+        (Executable(**{**vars(BUILT), "modules": ALL, "library": True}), True, "CPU"),
+        (Executable(**{**vars(BUILT), "modules": ALL}), True, "only models without message passing"),
         (Executable(**{**vars(BUILT), "modules": ("numpy",)}), False, "finds no triforces_deploy, torch"),
         (Executable(**{**vars(BUILT), "plugin": "loaded"}), True, ""),
         (CUDA, True, "-k on g 1 -sf kk"),
