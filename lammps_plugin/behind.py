@@ -87,10 +87,11 @@ class Lammps:
         address = self._global(self._instance, b"units")
         return ctypes.string_at(address).decode() if address else ""
 
-    def special_bonds(self) -> list[float]:
-        """Weights of bonded neighbours at distances 1, 2, 3; one that is zero takes them out of the list."""
+    def bonds_drop_pairs(self) -> bool:
+        """Whether there may be bonds, with weights of zero for bonded neighbours, which takes those out of the list."""
         address = self._global(self._instance, b"special_lj")
-        return list((ctypes.c_double * 4).from_address(address))[1:] if address else [1.0, 1.0, 1.0]
+        weights = list((ctypes.c_double * 4).from_address(address))[1:] if address else []
+        return self.setting("nbondtypes") > 0 and 0.0 in weights
 
     def ids(self, n_total: int) -> Tensor | None:
         """(N,) int64. Of atoms and ghosts; None where atoms have none."""

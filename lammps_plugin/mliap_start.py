@@ -40,7 +40,7 @@ def _check(facts: Facts, lammps: Lammps, elements: Tensor) -> None:
             f"the potential is in units {facts.units} but the run is in {lammps.units()}; write 'units {facts.units}', or use "
             "pair_style triforces, which converts"
         )
-    if 0.0 in lammps.special_bonds():
+    if lammps.bonds_drop_pairs():
         raise UserError(
             "special_bonds removes bonded neighbors that the potential must see; write 'special_bonds lj/coul 1 1 1'"
         )

@@ -52,7 +52,7 @@ def test_only_objects_of_lammps_are_looked_into() -> None:
 
 def test_what_it_tells(host: Host) -> None:
     host.load(cases.triclinic())
-    host("pair_style zero 4.0\npair_coeff * *\ncomm_modify cutoff 7.5\nspecial_bonds lj 0 0.5 1\nrun 0")
+    host("pair_style zero 4.0\npair_coeff * *\ncomm_modify cutoff 7.5\nrun 0")
     found = Lammps(ctypes.CDLL(None), host.lmp.lmp.value)
     n = host.lmp.extract_setting("nall")
     assert n > 16
@@ -61,10 +61,13 @@ def test_what_it_tells(host: Host) -> None:
     np.testing.assert_array_equal(found.types(n), host.lmp.numpy.extract_atom("type", nelem=n))
     assert found.units() == "metal"
     assert found.masses() == pytest.approx([28.085, 72.63], rel=1e-3)
-    assert found.special_bonds() == [0.0, 0.5, 1.0]
+    assert not found.bonds_drop_pairs()
     assert found.ghost_cutoff() == 7.5
     assert found.communicator() is None
+    host("clear\nunits metal\natom_style bond\nregion r block 0 1 0 1 0 1\ncreate_box 1 r bond/types 1")
+    assert found.bonds_drop_pairs()
     host("special_bonds lj/coul 1 1 1")
+    assert not found.bonds_drop_pairs()
 
 
 def test_ghosts_stand_where_their_owners_do() -> None:

@@ -109,8 +109,10 @@ def test_several_layers_need_an_exchange_or_ids() -> None:
 class Behind:
     """A LAMMPS on one rank, as far as the coupling asks."""
 
-    def __init__(self, data: Common, units: str = "metal", masses: tuple[float, ...] = (28.085, 72.63)) -> None:
-        self.data, self.units, self.masses, self.special_bonds = data, lambda: units, lambda: masses, lambda: [1.0, 1.0, 1.0]
+    def __init__(
+        self, data: Common, units: str = "metal", masses: tuple[float, ...] = (28.085, 72.63), bonds: bool = False
+    ) -> None:
+        self.data, self.units, self.masses, self.bonds_drop_pairs = data, lambda: units, lambda: masses, lambda: bonds
 
     def ids(self, n: int) -> torch.Tensor:
         return 100 - torch.from_numpy(self.data.owner)
@@ -149,6 +151,7 @@ def test_one_rank_folds_ghosts_by_their_ids(kind: Any, case: Any, ghostneigh: bo
     ("wrong", "message"),
     [
         ({"units": "real"}, "the potential is in units metal but the run is in real; write 'units metal'"),
+        ({"bonds": True}, "write 'special_bonds lj/coul 1 1 1'"),
         ({"masses": (72.63, 28.085)}, "type 1 is Si in pair_coeff but its mass 72.63 is that of Ge"),
     ],
 )
