@@ -113,7 +113,7 @@ def trajectory(
 
 
 def lammps_virial(atoms: Atoms, potential: Potential) -> Array:
-    """xx, yy, zz, xy, xz, yz as LAMMPS forms them there, −Σ r_a f_b for a ≤ b; not symmetric where a model is not equivariant."""
+    """xx, yy, zz, xy, xz, yz as LAMMPS forms them, −Σ r_a f_b for a ≤ b; unsymmetric unless the model is equivariant."""
     graph = graph_from_atoms(atoms, potential.facts.cutoff)
     full = -(graph.edge_vector.T @ potential.evaluate(graph).edge_forces).numpy()
     return np.array([full[a, b] for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))])
