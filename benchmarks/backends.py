@@ -4,6 +4,7 @@
 
 Each form and size has a process of its own, which waits for its turn: the forms alternate, so that a busy machine is unfair to
 all alike, and 'x eager' compares within one run. Where they do not fit into --memory together they run one after another.
+'blocks' is eager that keeps nothing for its derivative (TFDEPLOY_MEMORY=0), '-lean' what `tfdeploy export --lean` makes.
 'default' and 'tuned' are glibc's allocator as it is and as triforces_deploy/allocator.py sets it. Memory is the peak of one
 evaluation over what the process held before, per edge. 'made' is `tfdeploy export` of this form alone, verification included;
 for compile, which is torch.compile of the captured graph, the first evaluation with an empty cache. Random weights.
@@ -37,7 +38,7 @@ from triforces_deploy.config import ModelConfig
 from triforces_deploy.model import Model
 from triforces_deploy.training.recipe import load_recipe
 
-FORMS = ("eager", "torchscript", "aoti", "onnx", "compile")
+FORMS = ("eager", "blocks", "torchscript", "aoti", "aoti-lean", "onnx", "compile")
 SIZES = (64, 216, 512, 1000, 2048, 4096, 8192, 16384, 32768)
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30

@@ -29,10 +29,13 @@ from triforces_deploy.export.capture import capture
 from triforces_deploy.export.exporting import ExportOptions, export
 from triforces_deploy.graph import Graph
 from triforces_deploy.neighbours import graph_from_atoms
+from triforces_deploy.nn import blocks
 from triforces_deploy.payloads.base import flat_inputs
 
 GIB = 2**30
-WITHOUT_PAYLOAD = ("eager", "compile")
+WITHOUT_PAYLOAD = ("eager", "blocks", "compile")
+LEAN = "-lean"
+"""Ends the names of forms that are exported with --lean."""
 Evaluate = Callable[[Graph], Any]
 
 
@@ -63,12 +66,13 @@ def main() -> None:
 
 def make(source: Path, path: Path, form: str, precision: str) -> dict[str, Any]:
     """Export one form; for compile, compile it with an empty cache."""
-    if form not in (*WITHOUT_PAYLOAD, *MODULES):
+    backend = form.removesuffix(LEAN)
+    if backend not in (*WITHOUT_PAYLOAD, *MODULES):
         raise UserError("this version does not make it")
     start = time.perf_counter()
-    backends = () if form in WITHOUT_PAYLOAD else (form,)
-    artifact = export(source, path, ExportOptions(precision=precision, backends=backends))
-    if backends and form not in artifact.payloads:
+    backends = () if form in WITHOUT_PAYLOAD else (backend,)
+    artifact = export(source, path, ExportOptions(precision=precision, backends=backends, lean=backend != form))
+    if backends and backend not in artifact.payloads:
         raise UserError(artifact.metadata.facts.policies[-1])
     if form == "compile":
         start = time.perf_counter()
@@ -84,8 +88,10 @@ def make(source: Path, path: Path, form: str, precision: str) -> dict[str, Any]:
 
 def open_form(path: Path, form: str) -> Evaluate:
     artifact = read_artifact(path)
+    os.environ[blocks.VARIABLE] = "0" if form == "blocks" else "1000GiB"  # no other form may change over to blocks
+    form = "eager" if form == "blocks" else form
     if form != "compile":
-        return potential(artifact, path.name, form, trusted=True).evaluate
+        return potential(artifact, path.name, form.removesuffix(LEAN), trusted=True).evaluate
     model = rebuild(artifact).requires_grad_(False)
     compiled = torch.compile(capture(model, artifact.metadata.facts).module, dynamic=True)
     return lambda graph: compiled(*flat_inputs(graph))

@@ -13,11 +13,12 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from triforces_deploy import __version__, checkpoint
+from triforces_deploy import __version__, checkpoint, exchange
 from triforces_deploy.artifact import Artifact, Metadata, Parity, hash_weights, potential, remember, write
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import sha256_of
 from triforces_deploy.model import Model
+from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.onnx_positions import IMAGES
 from triforces_deploy.payloads.base import Payload
 from triforces_deploy.potential import Facts, Potential
@@ -81,7 +82,7 @@ def export(source: Path, out: Path, options: ExportOptions, report: Report = lam
     model, facts = decide(model, provenance, options)
     refuse_backends(facts, options.backends)
     model.set_network_dtype(PRECISIONS[options.precision].dtype)
-    facts = dataclasses.replace(facts, precision=options.precision)
+    facts = dataclasses.replace(facts, precision=options.precision, exchange_widths=_exchange_widths(model))
     payloads, notes = _compile(model, facts, options, report)
     metadata = Metadata(
         facts=dataclasses.replace(facts, policies=(*facts.policies, *notes)),
@@ -123,6 +124,15 @@ def eager_reference(source: Path, facts: Facts, precision: str, weights: Mapping
     model.set_network_dtype(PRECISIONS[precision].dtype)
     model = as_trained(model, facts, weights or {})
     return Potential(dataclasses.replace(facts, precision=precision), model.run, "eager")
+
+
+def _exchange_widths(model: Model) -> tuple[int, ...]:
+    """What several ranks will send each other, of an evaluation of a small structure."""
+    (smallest, *_) = sorted(probe_structures(model.config.elements).values(), key=len)
+    recorder = exchange.Recorder()
+    with exchange.using(recorder):
+        model(graph_from_atoms(smallest, model.config.cutoff))
+    return tuple(recorder.widths)
 
 
 def _compile(model: Model, facts: Facts, options: ExportOptions, report: Report) -> tuple[list[Payload], list[str]]:

@@ -35,7 +35,7 @@ def compare_positions(candidate: PositionsModel, reference: Potential, structure
     """
     rows = []
     for name, atoms in structures.items():
-        if len(atoms) > 0 and not _covered(candidate, atoms):
+        if len(atoms) > 0 and not covers(candidate, atoms):
             if not np.isnan(candidate.unchecked(atoms).energy):
                 raise UserError(f"onnx-positions gives an energy for '{name}', whose neighbours it does not all see; report it")
             continue
@@ -52,7 +52,8 @@ def compare_positions(candidate: PositionsModel, reference: Potential, structure
     return rows
 
 
-def _covered(candidate: PositionsModel, atoms: Atoms) -> bool:
+def covers(candidate: PositionsModel, atoms: Atoms) -> bool:
+    """Whether the frozen images reach every neighbour of a structure, and its elements are known."""
     try:
         candidate.check(atoms)
     except UserError:

@@ -1,6 +1,6 @@
 """Python's half of the pair style: a mirror of ``src/abi.h`` and the functions that LAMMPS calls through it.
 
-No exception crosses the border: a function that fails leaves one message behind and returns 1.
+No exception crosses the border: a function that fails leaves one message behind and says so.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from triforces_deploy import artifact
 from triforces_deploy.allocator import keep_freed_memory
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS
+from triforces_deploy.lammps_plugin.halo import Halo
 from triforces_deploy.lammps_plugin.session import Session, StepLike
-from triforces_deploy.lammps_plugin.startup import Run
+from triforces_deploy.lammps_plugin.startup import Run, Shares
 from triforces_deploy.neighbours import OVERLAP
 
-ABI = 1
+ABI = 2
 TEXT = 16384
+OK, FAILED, BROKEN = 0, 1, 2
 
 
 class FactsStruct(Structure):
@@ -50,6 +52,14 @@ class RunStruct(Structure):
         ("bonds_drop_pairs", c_int32),
         ("exclusions", c_int32),
         ("ghost_neighbours", c_int32),
+        ("node_ranks", c_int32),
+        ("owned", c_int64),
+        ("rows", c_int64),
+        ("edges", c_int64),
+        ("ghost_rows_min", c_int64),
+        ("ghost_rows_max", c_int64),
+        ("ghosts_min", c_int64),
+        ("ghosts_max", c_int64),
     )
 
 
@@ -66,13 +76,16 @@ class StepStruct(Structure):
         ("counts", c_void_p),
         ("energies", c_void_p),
         ("edge_forces", c_void_p),
+        ("moved", c_int64),
     )
 
 
 _Exchange = CFUNCTYPE(c_int32, c_void_p, c_int32, c_int32, c_int64, c_void_p)
+_Sum = CFUNCTYPE(c_int32, c_void_p, c_int64, c_void_p)
 _Open = CFUNCTYPE(c_int32, c_char_p, c_void_p, c_int32, POINTER(c_int64), POINTER(FactsStruct))
 _Map = CFUNCTYPE(c_int32, c_int64, c_char_p, POINTER(c_int32))
 _Start = CFUNCTYPE(c_int32, c_int64, POINTER(RunStruct), c_void_p)
+_Test = CFUNCTYPE(c_int32, c_int64, POINTER(StepStruct), c_void_p)
 _Compute = CFUNCTYPE(c_int32, c_int64, POINTER(StepStruct))
 _Close = CFUNCTYPE(None, c_int64)
 
@@ -84,9 +97,11 @@ class TableStruct(Structure):
         ("abi", c_int32),
         ("error", c_void_p),
         ("exchange", _Exchange),
+        ("sum", _Sum),
         ("open", _Open),
         ("map", _Map),
         ("start", _Start),
+        ("test", _Test),
         ("compute", _Compute),
         ("close", _Close),
     )
@@ -104,7 +119,7 @@ class Bridge:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(threads)
         path = os.fsdecode(file)
-        session = Session(artifact.load(Path(path)), path, self._table.exchange, pair)
+        session = Session(artifact.load(Path(path)), path, Halo(self._table.exchange, self._table.sum, pair))
         number[0] = next(self._numbers)
         self._sessions[number[0]] = session
         its = session.potential.facts
@@ -116,6 +131,10 @@ class Bridge:
 
     def start(self, number: int, run: Any, text: int) -> None:
         _write(text, self._sessions[number].start(_run(run[0])))
+
+    def test(self, number: int, step: Any, ids: int | None) -> None:
+        here: StepLike = step[0]
+        self._sessions[number].test(here, ids)
 
     def compute(self, number: int, step: Any) -> None:
         here: StepLike = step[0]
@@ -138,6 +157,7 @@ def attach(address: int) -> None:
     bridge = Bridge(table)
     table.map = _Map(_guarded(bridge.map, table))
     table.start = _Start(_guarded(bridge.start, table))
+    table.test = _Test(_guarded(bridge.test, table))
     table.compute = _Compute(_guarded(bridge.compute, table))
     table.close = _Close(bridge.close)
     table.open = _Open(_guarded(bridge.open, table))
@@ -152,15 +172,15 @@ def _guarded(function: Callable[..., None], table: TableStruct) -> Callable[...,
             function(*arguments)
         except UserError as error:
             _write(table.error, str(error))
-            return 1
+            return FAILED
         except BaseException as error:  # also SystemExit: it must not end one rank quietly
             _write(table.error, f"Python failed: {type(error).__name__}: {error}\n{traceback.format_exc()}")
-            return 1
+            return BROKEN
         finally:
             # The lmp program never ends Python in an orderly way, which is when it would print what is left.
             sys.stdout.flush()
             sys.stderr.flush()
-        return 0
+        return OK
 
     return call
 
@@ -183,4 +203,12 @@ def _run(struct: Any) -> Run:
         bonds_drop_pairs=bool(struct.bonds_drop_pairs),
         exclusions=bool(struct.exclusions),
         ghost_neighbours=bool(struct.ghost_neighbours),
+        shares=Shares(
+            node_ranks=struct.node_ranks,
+            owned=struct.owned,
+            rows=struct.rows,
+            edges=struct.edges,
+            ghost_rows=(struct.ghost_rows_min, struct.ghost_rows_max),
+            ghosts=(struct.ghosts_min, struct.ghosts_max),
+        ),
     )

@@ -9,6 +9,7 @@ style makes symmetric; the two differ for models that are not exactly equivarian
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +21,8 @@ from triforces_deploy.exchange import Handler
 from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.lammps_plugin import mliap_start, mpi
 from triforces_deploy.lammps_plugin.behind import Lammps
-from triforces_deploy.lammps_plugin.mliap_exchange import Exchange, Exchanging, self_test
+from triforces_deploy.lammps_plugin.exchange_test import Sum, self_test
+from triforces_deploy.lammps_plugin.mliap_exchange import Exchange, Exchanging
 from triforces_deploy.lammps_plugin.mliap_lists import Data, Edges, Lists, device_of, edges_of, pair_forces_of, read
 from triforces_deploy.lammps_plugin.mliap_rows import IdExchange, Rows, by_ids, one_each
 from triforces_deploy.potential import Potential
@@ -73,9 +75,10 @@ class Coupling:
         rows, handler = self._rows(data, lists, on_gpu)
         if starts:
             mliap_start.start(self._potential, self._lammps, lists.elements[: data.nlocal], handler, on_gpu)
-            if handler is not None:
-                ghosts_begin = data.nlocal if isinstance(handler, Exchange) else data.nlistatoms
-                self_test(handler, ghosts_begin, len(rows.owned))
+            if isinstance(handler, Exchange):
+                _require_right(handler, data.nlocal, data.ntotal, list if mpi.world_size() == 1 else None)
+            elif handler is not None:
+                _require_right(handler, data.nlistatoms, len(rows.owned), self._sum)
             self._connected = interface
         edges = edges_of(lists, rows, mirror=self._potential.facts.bidirectional)
         # Communication in the backward pass must stay on the thread that MPI knows.
@@ -112,6 +115,13 @@ class Coupling:
             )
         return rows, Exchange(cast(Exchanging, data), lists.device, whole=on_gpu)
 
+    def _sum(self, numbers: Sequence[float]) -> list[float]:
+        """Of these numbers over all ranks."""
+        mine = torch.tensor([list(numbers)], dtype=torch.float64)
+        ranks = None if self._lammps is None else self._lammps.communicator()
+        theirs = [mine] if ranks is None else ranks.everybodys(mine)
+        return cast(list[float], torch.cat(theirs).sum(0).tolist())
+
     def _graph(self, lists: Lists, rows: Rows, edges: Edges) -> Graph:
         elements = lists.elements[rows.atom].clamp(min=0)  # those of other pair styles have no edges and count for nothing
         return Graph(
@@ -132,15 +142,24 @@ class Coupling:
             counts[0, self._numbers[0]] = 1.0  # not read, or the same for any number of atoms
             return counts
         counts[0, self._numbers] = torch.bincount(own, minlength=len(self._numbers)).to(torch.float64)
-        ranks = None if self._lammps is None else self._lammps.communicator()
-        if ranks is not None:
-            return cast(Tensor, sum(ranks.everybodys(counts)))
+        if self._lammps is not None:
+            return torch.tensor([self._sum(counts[0].tolist())], dtype=torch.float64)
         if mpi.world_size() > 1:
             raise UserError(
                 "this LAMMPS does not tell how many atoms of each element other ranks have; freeze the composition with "
                 "'tfdeploy export --composition frozen --structure FILE', or use pair_style triforces"
             )
         return counts
+
+
+def _require_right(handler: Handler, n_owned: int, n_rows: int, total: Sum | None) -> None:
+    """UserError where the exchange is wrong, as LAMMPS' on GPUs in releases between October and December 2025."""
+    wrong = self_test(handler, n_owned, n_rows, wide=False, total=total)
+    if wrong:
+        raise UserError(
+            f"LAMMPS' exchange of ghost atoms gives wrong features ({wrong}; a known defect of releases from October to "
+            "December 2025); use LAMMPS 22Jul2025 or one of 2026, or pair_style triforces"
+        )
 
 
 def _write_energies(data: Data, energies: Tensor) -> None:

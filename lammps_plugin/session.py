@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import zlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,10 +12,13 @@ import torch
 from ase.data import atomic_numbers
 from torch import Tensor
 
+from triforces_deploy.derivatives import Evaluation
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.lammps_plugin import startup
-from triforces_deploy.lammps_plugin.halo import Halo, Swap
+from triforces_deploy.lammps_plugin.exchange_test import WIDE_ROWS, self_test
+from triforces_deploy.lammps_plugin.figures import figures_of
+from triforces_deploy.lammps_plugin.halo import Halo
 from triforces_deploy.potential import Potential
 
 
@@ -38,15 +42,16 @@ class Session:
     Args:
         potential: the potential.
         file: where it came from, for messages.
-        swap: the function of the C++ side that moves rows between ranks.
-        pair: the pair style, handed to ``swap``.
+        halo: moves rows between ranks.
     """
 
-    def __init__(self, potential: Potential, file: str, swap: Swap, pair: int | None) -> None:
+    def __init__(self, potential: Potential, file: str, halo: Halo) -> None:
         self.potential = potential
         self._file = file
-        self._halo = Halo(swap, pair)
+        self._halo = halo
         self._ranks = 1
+        self._wide = False
+        self._shown: tuple[list[str], bool] | None = None
         # LAMMPS reads the results after compute() has returned.
         self._results: tuple[Tensor, Tensor] | None = None
 
@@ -61,22 +66,62 @@ class Session:
         return [0 if name == "NULL" else int(atomic_numbers[name]) for name in names]
 
     def start(self, run: startup.Run) -> str:
-        """Check the run as a whole and return the block that describes it; UserError where it would be wrong."""
+        """Check the run as a whole and return the block that describes it, once; UserError where it would be wrong."""
         startup.check(self.potential.facts, run)
         self.potential.check_elements(torch.tensor(sorted(run.counts), dtype=torch.int64))
         self._ranks = run.ranks
-        return startup.describe(self.potential, self._file, run, torch.get_num_threads())
+        self._wide = run.shares.rows <= WIDE_ROWS
+        together = run.ranks > 1 and self.potential.facts.n_exchanges > 0
+        self.potential.memory.share(run.shares.node_ranks, self._halo.everywhere if together else bool)
+        block = startup.describe(self.potential, self._file, run, torch.get_num_threads())
+        fits, figures = figures_of(self.potential, run.shares, run.ranks)
+        # Figures change with every atom that moves; they alone are not worth a second block.
+        if (block, fits) == self._shown:
+            return ""
+        self._shown = block, fits
+        return "\n".join([*block, *(f"  {line}" for line in figures)]) + "\n"
+
+    def test(self, step: StepLike, ids: int | None) -> None:
+        """Check on all ranks of several that they run the same, and that rows of ghosts travel as they should; UserError.
+
+        Args:
+            step: sizes of this rank.
+            ids: address of the atoms' ids (rows) int64, None where they have none.
+        """
+        known = None if ids is None else _view(ids, (step.rows,), "<i8")
+        wrong = self_test(self._halo, step.owned, step.rows, self._wide, known, self._halo.total)
+        what = zlib.crc32(f"{self.potential.backend} {self.potential.facts}".encode())
+        (total,) = self._halo.total([float(what)])
+        if wrong:
+            raise UserError(
+                f"LAMMPS' exchange between ranks is wrong: {wrong}; run on one rank and report this release of LAMMPS"
+            )
+        if total != what * self._ranks:
+            raise UserError(
+                f"ranks do not run the same: here {self._file} is opened as {self.potential.backend}, elsewhere differently; "
+                "give all ranks the same file and machines of the same kind"
+            )
 
     def compute(self, step: StepLike) -> None:
         """Evaluate one step and leave the addresses of its energies (rows) and pair forces (edges, 3) in it."""
         graph = _graph(step)
-        evaluation = self.potential.evaluate(graph, self._halo if self._ranks > 1 else None)
+        evaluation = self._evaluate(graph) if self._ranks > 1 else self.potential.evaluate(graph)
         energies = evaluation.energies.detach().to(torch.float64).contiguous()
         edge_forces = evaluation.edge_forces.detach().to(torch.float64).contiguous()
         if energies.shape != graph.numbers.shape or edge_forces.shape != graph.edge_vector.shape:
             raise RuntimeError(f"expected energies {tuple(graph.numbers.shape)}, got {tuple(energies.shape)}")
         self._results = energies, edge_forces
         step.energies, step.edge_forces = energies.data_ptr(), edge_forces.data_ptr()
+
+    def _evaluate(self, graph: Graph) -> Evaluation:
+        """With other ranks, and as many exchanges as the potential says: one more or less would leave them waiting."""
+        self._halo.forwards.clear()
+        self._halo.adjoints.clear()
+        evaluation = self.potential.evaluate(graph, self._halo)
+        made, said = (len(self._halo.forwards), len(self._halo.adjoints)), self.potential.facts.n_exchanges
+        if made != (said, said):
+            raise RuntimeError(f"{self._file} made {made[0]} exchanges forward and {made[1]} backward, its facts say {said}")
+        return evaluation
 
 
 def _graph(step: StepLike) -> Graph:

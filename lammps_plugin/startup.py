@@ -13,6 +13,26 @@ from triforces_deploy.potential import Facts, Potential
 MASS_TOLERANCE = 0.1
 """Relative. Isotopes and the rounding of tables stay below it; another element does not."""
 
+UNITS = ("metal", "real")
+"""LAMMPS' unit styles in which the plugin gives energies; lengths are Å in both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """How the system is divided between ranks; sizes are the largest of any rank."""
+
+    node_ranks: int
+    """Ranks on this machine."""
+    owned: int
+    """Atoms."""
+    rows: int
+    """Those and the atoms of other ranks that are seen from here."""
+    edges: int
+    ghost_rows: tuple[int, int]
+    """The least and the most atoms of other ranks that one rank sees."""
+    ghosts: tuple[int, int]
+    """The least and the most ghosts that LAMMPS communicates, periodic images included."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -33,6 +53,7 @@ class Run:
     exclusions: bool
     ghost_neighbours: bool
     """``mliap unified FILE 1`` was written."""
+    shares: Shares
 
 
 def check(facts: Facts, run: Run) -> None:
@@ -43,8 +64,8 @@ def check(facts: Facts, run: Run) -> None:
     """
     if run.ranks > 1:
         facts.refuse_ranks()
-    if run.units != facts.units:
-        raise UserError(f"the potential is in units {facts.units} but the run is in {run.units}; write 'units {facts.units}'")
+    if run.units not in UNITS:
+        raise UserError(f"the potential cannot give energies in units {run.units}; write 'units metal' or 'units real'")
     if not run.newton:
         raise UserError("the potential needs forces on ghost atoms sent home; write 'newton on' before the box is created")
     if run.bonds_drop_pairs:
@@ -65,8 +86,8 @@ def check(facts: Facts, run: Run) -> None:
             )
 
 
-def describe(potential: Potential, file: str, run: Run, threads: int) -> str:
-    """The start-up block, some lines that end with a newline each."""
+def describe(potential: Potential, file: str, run: Run, threads: int) -> list[str]:
+    """The start-up block, line by line."""
     facts = potential.facts
     types = "type to element:"
     for kind, (number, mass) in enumerate(zip(run.numbers, run.masses, strict=True), start=1):
@@ -76,7 +97,7 @@ def describe(potential: Potential, file: str, run: Run, threads: int) -> str:
     )
     lines = [
         types,
-        f"units {run.units}, newton on, cutoff {facts.cutoff:g} A, ghost cutoff {run.ghost_cutoff:g} A",
+        f"units {run.units}{_conversion(run)}, newton on, cutoff {facts.cutoff:g} A, ghost cutoff {run.ghost_cutoff:g} A",
         f"{facts.precision} on cpu, back end {potential.backend}, {per_rank}",
         f"exchange: {_exchange(facts, run)}",
         f"composition: {_composition(facts, run)}",
@@ -84,7 +105,11 @@ def describe(potential: Potential, file: str, run: Run, threads: int) -> str:
         *potential.notes,
         *_warnings(run),
     ]
-    return "\n".join([f"TriForces potential {Path(file).name}", *(f"  {line}" for line in lines)]) + "\n"
+    return [f"TriForces potential {Path(file).name}", *(f"  {line}" for line in lines)]
+
+
+def _conversion(run: Run) -> str:
+    return "" if run.units == "metal" else " (converted from eV)"
 
 
 def _exchange(facts: Facts, run: Run) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +13,11 @@ from ase.build import bulk
 
 from tests.ranks import check_split
 from tests.tiny import TINY, tiny_model
-from triforces_deploy.eager import within_memory
+from triforces_deploy import memory
+from triforces_deploy.eager import need_of, within_memory
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import Graph, collate
+from triforces_deploy.memory import Memory
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.nn import blocks, scratch
 from triforces_deploy.payloads.base import PayloadInfo, Run
@@ -127,31 +128,14 @@ def test_a_scratch_folder_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, t
         scratch.empty_rows((10, 3), torch.zeros(1))
 
 
-@pytest.mark.parametrize(("text", "expected"), [("2GiB", 2**31), ("500 MB", 5 * 10**8), ("1.5k", 1500), ("77", 77)])
-def test_the_memory_limit_as_users_write_it(text: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(blocks.VARIABLE, text)
-    assert blocks.memory_limit() == expected
-
-
-def test_a_memory_limit_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(blocks.VARIABLE, "a lot")
-    with pytest.raises(UserError, match="TFDEPLOY_MEMORY=a lot: expected a size such as 4GiB"):
-        blocks.memory_limit()
-
-
-def test_without_the_variable_it_is_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(blocks.VARIABLE, raising=False)
-    assert 2**20 < blocks.memory_limit() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def test_a_compiled_form_that_would_not_fit_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     info = PayloadInfo("aoti", "float64", "any", "x", "x", details={"bytes_per_edge": 1000.0, "bytes_per_atom": 10.0})
     used = []
     edges = GRAPHS["crystal"].edge_vector.shape[0]
 
     def runner(limit: int) -> Run:
-        monkeypatch.setenv(blocks.VARIABLE, str(limit))
-        return within_memory(lambda _: used.append("compiled") or (), info, tiny_model)
+        monkeypatch.setenv(memory.VARIABLE, str(limit))
+        return within_memory(lambda _: used.append("compiled") or (), info, Memory(need_of(info)), tiny_model)
 
     runner(edges * 1000 + 400)(GRAPHS["crystal"])
     assert used == ["compiled"]

@@ -7,6 +7,7 @@ Nothing in it refers to a path or to a class other than :class:`triforces_deploy
 from __future__ import annotations
 
 import dataclasses
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from triforces_deploy.contents import (
     hash_weights,
     to_state,
 )
-from triforces_deploy.eager import eager, within_memory
+from triforces_deploy.eager import eager, need_in_blocks, need_of, within_memory
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
 from triforces_deploy.local_builds import rebuilt
+from triforces_deploy.memory import Memory
 from triforces_deploy.model import Model
 from triforces_deploy.payloads.base import OUTPUTS, Payload, UnusableError
 from triforces_deploy.payloads.table import PREFERENCE, backend, has_code
@@ -84,7 +86,9 @@ def potential(artifact: Artifact, name: str, backend: str | None = None, trusted
     for choice in PREFERENCE if backend is None else (backend,):
         if choice == "eager":
             model = rebuild(artifact, name)
-            return Potential(facts, eager(model), "eager", (*OUTPUTS, *model.stream_names()), notes=tuple(notes))
+            memory = Memory(blocked=partial(need_in_blocks, model))
+            outputs = (*OUTPUTS, *model.stream_names())
+            return Potential(facts, eager(model, memory), "eager", outputs, notes=tuple(notes), memory=memory)
         try:
             return _opened(artifact, name, choice, trusted, notes)
         except UnusableError as error:
@@ -108,8 +112,11 @@ def _opened(artifact: Artifact, name: str, choice: str, trusted: bool, notes: li
         except UnusableError as error:
             raise UnusableError(f"{verdict.reason}; rebuilding it: {error}") from error
         notes.append(f"back end {choice} rebuilt here from the file's model: {verdict.reason}")
-    run = within_memory(row.open(payload.info, payload.content), payload.info, lambda: rebuild(artifact, name))
-    return Potential(artifact.metadata.facts, run, label, payload.info.outputs, row.exchanges, tuple(notes))
+    core = dataclasses.replace(artifact, payloads={})  # what a later rebuild needs; compiled forms would stay in memory
+    model = cache(lambda: rebuild(core, name))
+    memory = Memory(need_of(payload.info), lambda: need_in_blocks(model()))
+    run = within_memory(row.open(payload.info, payload.content), payload.info, memory, model)
+    return Potential(artifact.metadata.facts, run, label, payload.info.outputs, row.exchanges, tuple(notes), memory)
 
 
 def rebuild(artifact: Artifact, name: str = "the artifact") -> Model:

@@ -150,6 +150,8 @@ def _refuse_contradictions(metadata: Metadata, name: str) -> None:
         "precision": facts.precision not in PRECISIONS,
         "max_neighbours": facts.max_neighbours != config.max_neighbours,
         "composition": facts.composition not in ("live", "frozen", "none"),
+        "exchange_widths": bool(facts.exchange_widths)
+        and (len(facts.exchange_widths) != facts.n_exchanges or min(facts.exchange_widths) < 1),
         "reference": not set(facts.reference) <= set(facts.elements)
         or not all(isinstance(n, int | float) and math.isfinite(n) and n >= 0 for n in facts.reference.values()),
     }

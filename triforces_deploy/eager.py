@@ -5,43 +5,91 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+import torch
 from torch import Tensor
 
-from triforces_deploy.graph import Graph
+from triforces_deploy.graph import Graph, count_elements
+from triforces_deploy.memory import Memory, Need
 from triforces_deploy.model import Model
 from triforces_deploy.nn import blocks
 from triforces_deploy.payloads.base import PayloadInfo, Run
+from triforces_deploy.peak import peak_bytes
 from triforces_deploy.precision import multiplying
 
+SAMPLE = 128, 128
+"""Atoms and edges of the graphs from which the need of a model in blocks is found."""
+_needs: dict[str, Need] = {}
+"""By sizes and type of the network: weights do not matter."""
 
-def eager(model: Model, with_embeddings: bool = True) -> Run:
+
+def eager(model: Model, memory: Memory, with_embeddings: bool = True) -> Run:
     """Evaluate a model in blocks; what exceeds the memory there is at first is computed again instead of kept."""
-    limit = cache(blocks.memory_limit)  # once: later, what this very process has kept of its freed memory would count as taken
 
     def run(graph: Graph) -> tuple[Tensor, ...]:
-        with blocks.using(limit()):
+        with blocks.using(memory.limit()):
             return model.run(graph, with_embeddings)
 
     return run
 
 
-def within_memory(compiled: Run, info: PayloadInfo, rebuild: Callable[[], Model]) -> Run:
+def within_memory(compiled: Run, info: PayloadInfo, memory: Memory, rebuild: Callable[[], Model]) -> Run:
     """Run the compiled form where it fits into memory, else the eager model in blocks; the numbers are the same.
 
     Args:
         compiled: the payload, which holds all edges of all layers at once.
-        info: its ``details`` tell ``bytes_per_edge`` and ``bytes_per_atom``; those of format 1 did not, and always run.
+        info: its description.
+        memory: what it needs and may take; asked at every evaluation, because systems grow.
         rebuild: the eager model, asked for when first needed.
     """
-    per_edge, per_atom = (info.details.get(key, 0.0) for key in ("bytes_per_edge", "bytes_per_atom"))
-    limit = cache(blocks.memory_limit)
-    blocked = cache(lambda: eager(rebuild(), len(info.outputs) > 2))
+    blocked = cache(lambda: eager(rebuild(), memory, len(info.outputs) > 2))
 
     def run(graph: Graph) -> tuple[Tensor, ...]:
-        needed = graph.edge_vector.shape[0] * per_edge + graph.numbers.shape[0] * per_atom
-        if needed <= limit():
+        if memory.fits(graph.numbers.shape[0], graph.edge_vector.shape[0]):
             return compiled(graph)
         with multiplying(info.precision, casting=True):  # which the compiled form does by itself
             return blocked()(graph)
 
     return run
+
+
+def need_of(info: PayloadInfo) -> Need | None:
+    """What a payload says that it needs; those of format 1 did not."""
+    if "bytes_per_edge" not in info.details:
+        return None
+    return Need(info.details["bytes_per_edge"], info.details["bytes_per_atom"])
+
+
+def need_in_blocks(model: Model) -> Need:
+    """The least that a model takes, of evaluations in small blocks that keep nothing for the backward pass.
+
+    Blocks themselves take a few tens of megabytes more, whatever the size of the system.
+    """
+    atoms, edges = SAMPLE
+
+    def peak(n_atoms: int, n_edges: int) -> int:
+        graph = _arbitrary(model, n_atoms, n_edges)
+        with blocks.using(0, block_bytes=0):
+            return peak_bytes(lambda: model.run(graph))
+
+    key = f"{model.config} {model.head.dtype}"
+    if key not in _needs:
+        base = peak(atoms, edges)
+        _needs[key] = Need(max(0, peak(atoms, 2 * edges) - base) / edges, max(0, peak(2 * atoms, edges) - base) / atoms)
+    return _needs[key]
+
+
+def _arbitrary(model: Model, n_atoms: int, n_edges: int) -> Graph:
+    """Atoms with neighbours anywhere: the same work as a structure of that size."""
+    index = torch.arange(n_edges)
+    numbers = torch.tensor(model.config.numbers())[torch.arange(n_atoms) % len(model.config.elements)]
+    direction = torch.stack([index.sin(), index.cos(), 0.1 + index % 3], dim=1).to(torch.float64)
+    batch = torch.zeros(n_atoms, dtype=torch.int64)
+    return Graph(
+        numbers=numbers,
+        edge_index=torch.stack([(7 * index + 1) % n_atoms, index % n_atoms]),
+        edge_vector=0.8 * model.config.cutoff * direction / direction.norm(dim=1, keepdim=True),
+        batch=batch,
+        owned=torch.ones(n_atoms, dtype=torch.bool),
+        composition=count_elements(numbers, batch, 1),
+        cell=torch.zeros(1, 3, 3, dtype=torch.float64),
+    )

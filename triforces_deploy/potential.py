@@ -12,6 +12,7 @@ from triforces_deploy import exchange
 from triforces_deploy.derivatives import Evaluation
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
+from triforces_deploy.memory import Memory
 from triforces_deploy.neighbour_cap import nearest
 from triforces_deploy.payloads.base import OUTPUTS, Run
 from triforces_deploy.precision import multiplying
@@ -49,6 +50,8 @@ class Facts:
     """Only so many nearest neighbours of each atom are seen, ties included; see neighbour_cap.py."""
     readout: str = "sum"
     """'sum': as trained. 'refitted': a sum over atoms that export fitted to a model with another readout."""
+    exchange_widths: tuple[int, ...] = ()
+    """Numbers in a row of each exchange; empty in files that were made before they were recorded."""
     policies: tuple[str, ...] = ()
     """One line for each decision that export froze; shown by ``tfdeploy info`` and at the start of LAMMPS."""
 
@@ -74,6 +77,7 @@ class Potential:
         outputs: what ``run`` returns.
         exchanges: whether ``run`` calls the exchange, so that several ranks can share a structure.
         notes: lines worth showing to whoever starts a run, such as why a faster back end was not used.
+        memory: what ``run`` takes and may take.
     """
 
     def __init__(
@@ -84,8 +88,10 @@ class Potential:
         outputs: tuple[str, ...] = OUTPUTS,
         exchanges: bool = True,
         notes: tuple[str, ...] = (),
+        memory: Memory | None = None,
     ) -> None:
         self.facts = facts
+        self.memory = Memory() if memory is None else memory
         self.backend = backend
         self.notes = notes
         self._run, self._outputs, self._exchanges = run, outputs, exchanges

@@ -96,7 +96,8 @@ def artifact_tables(artifact: Artifact, path: Path) -> list[Table]:
         "elements": " ".join(m.facts.elements),
         "model": f"{m.config.backbone.name} + {' + '.join(streams) or 'no streams'}, {parameters:,} parameters",
         "cutoff": f"{m.facts.cutoff} Å; receptive field {m.facts.receptive_field} Å",
-        "exchanges": f"{m.facts.n_exchanges} forward, {m.facts.n_exchanges} backward per evaluation on several ranks",
+        "exchanges": f"{m.facts.n_exchanges} forward, {m.facts.n_exchanges} backward per evaluation on several ranks"
+        + (f", of {' + '.join(map(str, m.facts.exchange_widths))} numbers per atom" if m.facts.exchange_widths else ""),
         "precision": f"network {m.facts.precision}, edge vectors and sums float64",
         "units": f"LAMMPS {m.facts.units}: eV, Å",
         "policies": "\n".join(m.facts.policies),

@@ -17,6 +17,7 @@ from triforces_deploy import derivatives
 from triforces_deploy.certificate import Check, Verdict
 from triforces_deploy.graph import Graph, collate
 from triforces_deploy.neighbours import graph_from_atoms
+from triforces_deploy.onnx_positions import PositionsModel
 from triforces_deploy.potential import Facts, Potential
 
 from .limits import LIMITS, Limits
@@ -42,6 +43,8 @@ class Subject:
     """What parity is measured on."""
     inner_cutoffs: tuple[float, ...] = ()
     """Å. Where a part of the model ends before the cutoff does."""
+    positions: PositionsModel | None = None
+    """The form that takes structures instead of graphs, where the file holds it and it runs here."""
     exact: Potential | None = None
     """Eager in float64; None where that is the precision of the file."""
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -111,6 +114,12 @@ def evaluate(potential: Potential, structures: Sequence[Atoms]) -> list[Evaluate
         results += _evaluate(potential, graphs[start:end])
         start = end
     return results
+
+
+def evaluate_positions(model: PositionsModel, atoms: Atoms) -> Evaluated:
+    """The same of one structure that the form's frozen images cover."""
+    result = model.evaluate(atoms)
+    return Evaluated(result.energy, result.energies, result.forces, result.virial)
 
 
 def _evaluate(potential: Potential, graphs: Sequence[Graph]) -> list[Evaluated]:

@@ -14,9 +14,11 @@ from ase.data import atomic_numbers, covalent_radii
 from triforces_deploy.artifact import Artifact, potential, rebuild
 from triforces_deploy.config import ModelConfig
 from triforces_deploy.errors import UserError
+from triforces_deploy.onnx_positions import PositionsModel
 from triforces_deploy.potential import Potential
 
 from ..exporting import eager_reference
+from ..verify_positions import open_form
 from .base import Subject
 from .structures import crystal, structures
 
@@ -36,7 +38,7 @@ def open_subject(
         UserError: a checkpoint that cannot be read.
     """
     facts = artifact.metadata.facts
-    forms, missing = _forms(artifact, str(path))
+    forms, positions, missing = _forms(artifact, str(path))
     eager = potential(artifact, str(path), "eager")
     if checkpoint is not None:
         forms["eager"] = eager
@@ -48,6 +50,7 @@ def open_subject(
         reference=eager if checkpoint is None else eager_reference(checkpoint, facts, facts.precision, artifact.weights),
         crystal=perfect,
         structures=structures(elements, perfect, own or {}),
+        positions=positions,
         inner_cutoffs=inner_cutoffs(artifact.metadata.config),
         exact=None if facts.precision == "float64" else _exact(artifact, checkpoint),
         missing=missing,
@@ -77,14 +80,21 @@ LARGEST = 256
 """Atoms of the structure that is run."""
 
 
-def _forms(artifact: Artifact, name: str) -> tuple[dict[str, Potential], dict[str, str]]:
-    forms, missing = {}, {}
+def _forms(artifact: Artifact, name: str) -> tuple[dict[str, Potential], PositionsModel | None, dict[str, str]]:
+    """What runs here on graphs, what runs on positions, and why the rest does not."""
+    forms: dict[str, Potential] = {}
+    positions, missing = None, {}
     for backend in artifact.payloads:
         try:
-            forms[backend] = potential(artifact, name, backend)
+            form = open_form(artifact, name, backend)
         except UserError as error:
             missing[backend] = str(error)
-    return forms, missing
+            continue
+        if isinstance(form, PositionsModel):
+            positions = form
+        else:
+            forms[backend] = form
+    return forms, positions, missing
 
 
 def _exact(artifact: Artifact, checkpoint: Path | None) -> Potential:

@@ -10,7 +10,8 @@ import numpy as np
 from triforces_deploy.certificate import Check
 from triforces_deploy.precision import PRECISIONS
 
-from .base import Array, Evaluated, Section, Subject, evaluate, judged, largest, skipped
+from ..verify_positions import covers
+from .base import Array, Evaluated, Section, Subject, evaluate, evaluate_positions, judged, largest, skipped
 
 FAMILY = "Parity"
 
@@ -28,6 +29,11 @@ def check(subject: Subject) -> Section:
     checks: list[Check] = []
     for backend, form in subject.forms.items():
         checks += against(f"{backend} = {subject.reference_name}", evaluate(form, atoms), expected, precision.parity)
+    if subject.positions is not None:
+        covered = {name: k for k, (name, s) in enumerate(subject.structures.items()) if covers(subject.positions, s)}
+        found = [evaluate_positions(subject.positions, atoms[k]) for k in covered.values()]
+        named = {name: (mine, expected[k]) for (name, k), mine in zip(covered.items(), found, strict=True)}
+        checks += compare(FAMILY, f"{subject.positions.backend} = {subject.reference_name}", named, precision.parity)
     checks += [skipped(FAMILY, backend, f"Not run on this machine: {why}.") for backend, why in subject.missing.items()]
     if subject.exact is not None:
         found, exact = evaluate(subject.potential, atoms), evaluate(subject.exact, atoms)

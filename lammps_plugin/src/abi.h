@@ -1,13 +1,13 @@
 // The border between the pair style (C++) and bridge.py (ctypes): plain C, the same field by field on both sides.
 //
-// Every function returns TF_OK or TF_FAILED, never throws, and leaves one message in `error` when it fails.
+// Every function returns one of these, never throws, and leaves one message in `error` when it fails.
 #ifndef TRIFORCES_ABI_H
 #define TRIFORCES_ABI_H
 
 #include <stdint.h>
 
-enum { TF_ABI = 1 };
-enum { TF_OK = 0, TF_FAILED = 1 };
+enum { TF_ABI = 2 };
+enum { TF_OK = 0, TF_FAILED = 1, TF_BROKEN = 2 };    // broken: a defect, after which other ranks may wait for this one
 enum { TF_TEXT = 16384, TF_ELEMENTS = 119 };
 
 // What LAMMPS must know of a potential before it asks for neighbours.
@@ -31,6 +31,10 @@ typedef struct {
   int32_t bonds_drop_pairs;  // special_bonds takes neighbours out of the list
   int32_t exclusions;        // neigh_modify exclude does
   int32_t ghost_neighbours;  // `mliap unified FILE 1` was asked for
+  int32_t node_ranks;        // ranks that share this rank's memory
+  int64_t owned, rows, edges;             // the largest number that a rank has
+  int64_t ghost_rows_min, ghost_rows_max; // rows of other ranks' atoms that a rank has
+  int64_t ghosts_min, ghosts_max;         // ghosts that LAMMPS communicates, of which some share a row
 } tf_run;
 
 // One evaluation. Rows are owned atoms first, then ghosts of other ranks; edges are in rows.
@@ -42,6 +46,7 @@ typedef struct {
   const int64_t *counts;      // (TF_ELEMENTS) atoms of the whole system
   const double *energies;     // filled by Python: (rows), eV
   const double *edge_forces;  // filled by Python: (edges, 3), eV/Å; both live until the next call
+  int64_t moved;              // bytes that exchanges brought to (or took from) this rank's ghosts in this evaluation
 } tf_step;
 
 typedef struct {
@@ -50,11 +55,14 @@ typedef struct {
 
   // C++ offers: move rows (n, width) between ranks, in place; every rank must call.
   int32_t (*exchange)(void *pair, int32_t adjoint, int32_t item_size, int64_t width, void *rows);
+  // The same of numbers that are to be summed over all ranks.
+  int32_t (*sum)(void *pair, int64_t count, double *values);
 
   // Python offers. `session` is a number that open() gives.
   int32_t (*open)(const char *file, void *pair, int32_t threads, int64_t *session, tf_facts *facts);
   int32_t (*map)(int64_t session, const char *names, int32_t *numbers);
   int32_t (*start)(int64_t session, const tf_run *run, char *text);
+  int32_t (*test)(int64_t session, const tf_step *step, const int64_t *ids);    // ids (rows) of the atoms, or null
   int32_t (*compute)(int64_t session, tf_step *step);
   void (*close)(int64_t session);
 } tf_table;

@@ -3,6 +3,16 @@
 #include <algorithm>
 #include <sched.h>
 
+int triforces::ranks_on_node(MPI_Comm world)
+{
+  MPI_Comm node;
+  int ranks = 1;
+  MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+  MPI_Comm_size(node, &ranks);
+  MPI_Comm_free(&node);
+  return ranks;
+}
+
 int triforces::share_of_cores(MPI_Comm world)
 {
   cpu_set_t mine, all;

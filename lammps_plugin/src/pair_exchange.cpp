@@ -21,6 +21,14 @@ int32_t PairTriforces::exchange(void *pair, int32_t adjoint, int32_t item_size, 
   }
 }
 
+int32_t PairTriforces::sum(void *pair, int64_t count, double *values)
+{
+  auto *self = static_cast<PairTriforces *>(pair);
+  return MPI_Allreduce(MPI_IN_PLACE, values, static_cast<int>(count), MPI_DOUBLE, MPI_SUM, self->world) == MPI_SUCCESS
+      ? TF_OK
+      : TF_FAILED;
+}
+
 void PairTriforces::swap_rows(bool adjoint, int item_size, int64_t width, char *rows)
 {
   const size_t stride = static_cast<size_t>(width) * item_size;
@@ -54,6 +62,7 @@ int PairTriforces::pack_forward_comm(int n, int *list, double *buffer, int, int 
 void PairTriforces::unpack_forward_comm(int n, int first, double *buffer)
 {
   const int size = sharing_owners_ ? 2 : columns_.doubles();
+  step_.moved += sizeof(double) * static_cast<int64_t>(n) * size;
   for (int i = first; i < first + n; ++i, buffer += size) {
     if (sharing_owners_)
       std::copy_n(buffer, 2, &rows_.owner[2 * i]);
@@ -67,6 +76,7 @@ void PairTriforces::unpack_forward_comm(int n, int first, double *buffer)
 int PairTriforces::pack_reverse_comm(int n, int first, double *buffer)
 {
   const int size = columns_.doubles();
+  step_.moved += sizeof(double) * static_cast<int64_t>(n) * size;
   for (int i = first; i < first + n; ++i, buffer += size) {
     if (rows_.is_foreign(i)) {
       memcpy(buffer, columns_.of(rows_.row[i]), columns_.bytes);

@@ -15,6 +15,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <thread>
 
@@ -72,7 +73,7 @@ void PairTriforces::settings(int narg, char **arg)
   if (narg != 1) error->all(FLERR, "pair_style triforces takes one argument, the file that 'tfdeploy export' wrote");
   std::string reason;
   try {
-    bridge_ = &connect(&exchange);
+    bridge_ = &connect(&exchange, &sum);
   } catch (std::runtime_error &failure) {
     reason = failure.what();
   }
@@ -81,6 +82,7 @@ void PairTriforces::settings(int narg, char **arg)
   if (any) error->all(FLERR, reason.empty() ? "another rank could not start Python" : reason);
 
   const int threads = share_of_cores(world);
+  node_ranks_ = ranks_on_node(world);
   if (session_ >= 0) bridge_->close(session_);
   session_ = -1;
   all_or_error(bridge_->open(arg[0], this, threads, &session_, &facts_));
@@ -117,6 +119,9 @@ void PairTriforces::coeff(int narg, char **arg)
 void PairTriforces::init_style()
 {
   neighbor->add_request(this, NeighConst::REQ_FULL);
+  // Ours are metal's; what units there are otherwise, Python refuses.
+  const bool real = strcmp(update->unit_style, "real") == 0;
+  energy_unit_ = real ? utils::get_conversion_factor(utils::ENERGY, utils::METAL2REAL) : 1.0;
   rows_built_ = -1;
   started_ = false;
 }
@@ -130,13 +135,16 @@ void PairTriforces::compute(int eflag, int vflag)
 {
   ev_init(eflag, vflag);
   take_atoms();
-  if (!started_) start();
   const double *x = atom->nlocal + atom->nghost > 0 ? atom->x[0] : nullptr;
   edges_.build(list, x, rows_, facts_.cutoff, facts_.bidirectional && rows_.any_ghosts());
+  describe_step();
+  const bool starting = !started_;
+  if (starting) start();
   if (edges_.knows_stranger())
     stop("an atom changed between a type of this pair style and NULL without a new neighbor list");
   if (edges_.shortest() < facts_.overlap) require_no_overlap();
   evaluate();
+  if (starting) show_exchanged();
   tally();
 }
 
@@ -189,15 +197,58 @@ void PairTriforces::start()
   run.bonds_drop_pairs = dropped;
   run.exclusions = neighbor->exclude;
   run.ghost_neighbours = ghost_neighbours_;
+  run.node_ranks = node_ranks_;
+  measure(run);
 
   std::vector<char> text(TF_TEXT, '\0');
   all_or_error(bridge_->start(session_, &run, text.data()));
-  if (comm->me == 0 && shown_ != text.data()) utils::logmesg(lmp, std::string(text.data()));
-  shown_ = text.data();
+  is_news_ = text[0] != '\0';
+  MPI_Bcast(&is_news_, 1, MPI_C_BOOL, 0, world);    // ranks of another machine may find other figures new
+  if (comm->me == 0 && is_news_) utils::logmesg(lmp, std::string(text.data()));
+  if (comm->nprocs > 1 && facts_.exchanges > 0) test_exchange();
   started_ = true;
 }
 
-void PairTriforces::evaluate()
+// How the system is divided, known to all ranks.
+void PairTriforces::measure(tf_run &run)
+{
+  const bigint ghost_rows = rows_.total() - rows_.owned, ghosts = atom->nghost;
+  bigint most[7] = {rows_.owned, rows_.total(), edges_.size(), ghost_rows, ghosts, -ghost_rows, -ghosts};
+  MPI_Allreduce(MPI_IN_PLACE, most, 7, MPI_LMP_BIGINT, MPI_MAX, world);
+  run.owned = most[0];
+  run.rows = most[1];
+  run.edges = most[2];
+  run.ghost_rows_max = most[3];
+  run.ghosts_max = most[4];
+  run.ghost_rows_min = -most[5];
+  run.ghosts_min = -most[6];
+}
+
+// Every rank finds out for itself whether its ghosts get what they should; ids are what LAMMPS itself knows of them.
+void PairTriforces::test_exchange()
+{
+  std::vector<int64_t> ids;
+  if (atom->tag_enable)
+    for (const int i : rows_.atom) ids.push_back(atom->tag[i]);
+  thrown_ = nullptr;
+  const int32_t status = bridge_->test(session_, &step_, atom->tag_enable ? ids.data() : nullptr);
+  if (thrown_) std::rethrow_exception(thrown_);
+  if (status == TF_BROKEN) stop(bridge_->error);
+  all_or_error(status);
+}
+
+// Beside what the start-up block has predicted.
+void PairTriforces::show_exchanged()
+{
+  if (!is_news_ || comm->nprocs == 1 || facts_.exchanges == 0) return;
+  bigint most[2] = {step_.moved, -step_.moved};
+  MPI_Allreduce(MPI_IN_PLACE, most, 2, MPI_LMP_BIGINT, MPI_MAX, world);
+  if (comm->me == 0)
+    utils::logmesg(lmp, "  exchanged in the first evaluation: " + std::to_string(-most[1]) + " to " + std::to_string(most[0]) +
+                            " bytes per rank\n");
+}
+
+void PairTriforces::describe_step()
 {
   step_.rows = rows_.total();
   step_.owned = rows_.owned;
@@ -206,6 +257,11 @@ void PairTriforces::evaluate()
   step_.edge_index = edges_.index();
   step_.edge_vector = edges_.vector();
   step_.counts = counts_.data();
+}
+
+void PairTriforces::evaluate()
+{
+  step_.moved = 0;
   thrown_ = nullptr;
   const int32_t status = bridge_->compute(session_, &step_);
   if (thrown_) std::rethrow_exception(thrown_);
@@ -214,28 +270,30 @@ void PairTriforces::evaluate()
 
 void PairTriforces::tally()
 {
+  const double unit = energy_unit_;
   double energy = 0.0;
   for (int r = 0; r < rows_.owned; ++r) energy += step_.energies[r];
   double *const f = atom->nlocal + atom->nghost > 0 ? atom->f[0] : nullptr;
   double sum = energy;    // not finite as soon as one term is not
-  edges_.for_each(step_.edge_forces, [f, &sum](int i, int j, const double *, const double *pair_force) {
+  edges_.for_each(step_.edge_forces, [f, unit, &sum](int i, int j, const double *, const double *pair_force) {
     for (int d = 0; d < 3; ++d) {
-      f[3 * i + d] += pair_force[d];
-      f[3 * j + d] -= pair_force[d];
+      f[3 * i + d] += unit * pair_force[d];
+      f[3 * j + d] -= unit * pair_force[d];
       sum += pair_force[d];
     }
   });
   if (!std::isfinite(sum)) require_finite(energy);
-  if (eflag_global) eng_vdwl += energy;
+  if (eflag_global) eng_vdwl += unit * energy;
   if (eflag_atom)
-    for (int r = 0; r < rows_.owned; ++r) eatom[rows_.atom[r]] += step_.energies[r];
+    for (int r = 0; r < rows_.owned; ++r) eatom[rows_.atom[r]] += unit * step_.energies[r];
   if (vflag_either) tally_virial();
 }
 
 // LAMMPS' virial is minus the strain derivative of the energy; each atom of a pair gets half.
 void PairTriforces::tally_virial()
 {
-  edges_.for_each(step_.edge_forces, [this](int i, int j, const double *r, const double *f) {
+  edges_.for_each(step_.edge_forces, [this](int i, int j, const double *r, const double *pair_force) {
+    const double f[3] = {energy_unit_ * pair_force[0], energy_unit_ * pair_force[1], energy_unit_ * pair_force[2]};
     const double v[6] = {-r[0] * f[0], -r[1] * f[1], -r[2] * f[2], -0.5 * (r[0] * f[1] + r[1] * f[0]),
                          -0.5 * (r[0] * f[2] + r[2] * f[0]), -0.5 * (r[1] * f[2] + r[2] * f[1])};
     for (int k = 0; k < 6; ++k) {

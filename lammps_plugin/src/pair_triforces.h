@@ -36,6 +36,7 @@ class PairTriforces : public LAMMPS_NS::Pair {
   void unpack_reverse_comm(int, int *, double *) override;
 
   static int32_t exchange(void *pair, int32_t adjoint, int32_t item_size, int64_t width, void *rows);
+  static int32_t sum(void *pair, int64_t count, double *values);
 
  protected:
   int ghost_neighbours_ = 0;
@@ -54,6 +55,10 @@ class PairTriforces : public LAMMPS_NS::Pair {
   void take_atoms();
   void number_rows();
   void start();
+  void measure(tf_run &run);
+  void test_exchange();
+  void show_exchanged();
+  void describe_step();
   void evaluate();
   void tally();
   void tally_virial();
@@ -74,8 +79,10 @@ class PairTriforces : public LAMMPS_NS::Pair {
   Edges edges_;
   Columns columns_;
   std::exception_ptr thrown_;    // an error of LAMMPS that happened below Python, to be thrown again above it
-  std::string shown_;            // the start-up block that stands on the screen
+  double energy_unit_ = 1.0;     // 1 eV in energies of this run
+  int node_ranks_ = 1;
   bool started_ = false;
+  bool is_news_ = false;         // the start-up block has changed
   bool sharing_owners_ = false;
   int rows_atoms_ = -1, rows_ghosts_ = -1;
   LAMMPS_NS::bigint rows_built_ = -1;

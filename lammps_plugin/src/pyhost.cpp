@@ -72,10 +72,10 @@ void attach(tf_table &table)
 
 }    // namespace
 
-tf_table &triforces::connect(Exchange exchange)
+tf_table &triforces::connect(Exchange exchange, Sum sum)
 {
   static char error[TF_TEXT];
-  static tf_table table = {TF_ABI, error, exchange, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static tf_table table = {TF_ABI, error, exchange, sum, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   if (table.open) return table;
   if (!dlsym(RTLD_DEFAULT, "Py_IsInitialized")) load_libpython();
   if (!symbol<int (*)()>("Py_IsInitialized")()) {

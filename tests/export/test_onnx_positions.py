@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,17 @@ from ase.build import bulk, make_supercell
 from triforces_deploy import artifact, derivatives, onnx_positions
 from triforces_deploy.artifact import read_artifact
 from triforces_deploy.errors import UserError
+from triforces_deploy.export.certify import opening
+from triforces_deploy.export.certify import parity as certify_parity
 from triforces_deploy.export.constructor import construct
 from triforces_deploy.export.probes import probe_structures
 from triforces_deploy.export.verify import check, parity
 from triforces_deploy.export.verify_positions import compare_positions
+from triforces_deploy.graph import Graph
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.onnx_positions import PositionsModel, images_needed, inputs
 from triforces_deploy.payloads.onnx import padded_table
+from triforces_deploy.potential import Potential
 from triforces_deploy.precision import PRECISIONS
 
 CUTOFF = 4.0
@@ -186,3 +191,23 @@ def test_it_is_verified_at_export_and_asked_for_by_its_own_name(onnx_artifact: P
         artifact.load(onnx_artifact, "onnx-positions")
     with pytest.raises(UserError, match="holds no onnx-positions payload; make one with"):
         onnx_positions.load(tiny_artifact)
+
+
+def test_the_certificate_compares_this_form_too(onnx_artifact: Path) -> None:
+    """With itself as the truth it passes; with a truth that is 1e-6 larger it does not."""
+    content = read_artifact(onnx_artifact)
+    subject = opening.open_subject(content, onnx_artifact)
+    structures = {name: subject.structures[name] for name in ("triclinic", "molecule", "cell below the cutoff")}
+    subject = dataclasses.replace(subject, forms={}, structures=structures)
+    names = [f"onnx-positions = eager: {q}" for q in ("energy", "energy of each atom", "forces", "stress")]
+
+    def verdicts_of(reference: Potential) -> list[str]:
+        found = {c.name: c.verdict for c in certify_parity.check(dataclasses.replace(subject, reference=reference)).checks}
+        return [found[name] for name in names]
+
+    def larger(graph: Graph) -> tuple[torch.Tensor, ...]:
+        result = subject.reference.evaluate(graph)
+        return result.energies * (1 + 1e-6), result.edge_forces * (1 + 1e-6)
+
+    assert verdicts_of(subject.reference) == ["pass"] * 4
+    assert verdicts_of(Potential(subject.facts, larger, "eager")) == ["fail"] * 4

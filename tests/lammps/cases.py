@@ -52,4 +52,13 @@ def far_apart() -> Atoms:
     return Atoms("SiGe", positions=[[1.0, 1.0, 1.0], [9.0, 9.0, 9.0]], cell=[18.0, 18.0, 18.0], pbc=True)
 
 
+def travelling() -> Atoms:
+    """A cluster in a long box; thrown along it, it leaves every rank that it meets."""
+    atoms = _rattled(bulk("Si", "diamond", a=5.43, cubic=True) * (1, 2, 1), amplitude=0.05)
+    atoms.set_cell(np.diag([40.0, 12.0, 11.0]))
+    atoms.positions += 2.0
+    atoms.pbc = True
+    return atoms
+
+
 ALL = {f.__name__: f for f in (orthogonal, triclinic, slab, below_cutoff, lonely, far_apart)}

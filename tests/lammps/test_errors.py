@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
         ("{artifact}", "missing.pt", "missing.pt does not exist"),
         ("{artifact}", "cut.pt", "cut.pt is damaged or truncated"),
         ("Si Ge", "Si C", "element C is not in"),
-        ("units metal", "units real", "in units metal but the run is in real"),
+        ("units metal", "units lj", "units lj; write 'units metal' or 'units real'"),
         ("newton on", "newton off", "write 'newton on'"),
     ],
 )
@@ -75,8 +75,9 @@ def test_mistakes_on_two_ranks(folder: Path, tiny_artifact: Path, old: str, new:
         ("os.kill(os.getpid(), 9)", ""),
         ("os.kill(os.getppid(), 9); time.sleep(30)", ""),
         ("e = evaluate(self, graph, handler); e.edge_forces[7, 1] = float('nan'); return e", "nearest neighbour at 2."),
+        ("e = evaluate(self, graph, handler); e.energies[3] = float('inf'); return e", "ERROR on proc 1: the energy of atom"),
     ],
-    ids=["exception", "killed program", "killed launcher", "nan"],
+    ids=["exception", "killed program", "killed launcher", "nan", "infinite energy"],
 )
 def test_one_rank_fails_in_the_middle_of_a_run(folder: Path, tiny_artifact: Path, fault: str, message: str) -> None:
     (folder / "sitecustomize.py").write_text(FAULT.replace("{fault}", fault))
@@ -86,6 +87,30 @@ def test_one_rank_fails_in_the_middle_of_a_run(folder: Path, tiny_artifact: Path
     assert "FAULT NOW" in ended.text
     assert ended.code != 0
     assert message in ended.text, ended.text
+
+
+SETUP_FAULT = """
+import os
+if os.readlink("/proc/self/exe").endswith("/lmp") and os.environ.get("PMI_RANK") == "1":
+    from triforces_deploy.lammps_plugin import {module}
+    def faulty(*_args, **_options):
+        raise RuntimeError("broken on purpose")
+    {place} = faulty
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "place"),
+    [("bridge", "bridge.artifact.load"), ("startup", "startup.describe"), ("session", "session.self_test")],
+    ids=["while opening the file", "while checking the run", "while trying the exchange"],
+)
+def test_one_rank_fails_before_the_first_step(folder: Path, tiny_artifact: Path, module: str, place: str) -> None:
+    (folder / "sitecustomize.py").write_text(SETUP_FAULT.format(module=module, place=place))
+    ended = lmp(INPUT.format(artifact=tiny_artifact), folder, ranks=2, env={"PYTHONPATH": str(folder)}, timeout=40)
+    errors = [line for line in ended.text.splitlines() if line.startswith("ERROR")]
+    assert len(errors) == 1, ended.text
+    assert "RuntimeError: broken on purpose" in errors[0]
+    assert ended.code != 0
 
 
 def test_one_rank_fails_inside_python(folder: Path, tiny_artifact: Path) -> None:

@@ -188,7 +188,7 @@ def test_arrays_on_a_gpu_stay_there(case: Any, monkeypatch: pytest.MonkeyPatch) 
     assert data.complete
     check(data, case(), ours)
     widths = [width for _, width in data.calls]
-    assert len(widths) == 2 * 4 + 4  # the exchanges of the model, and those of the test at the start
+    assert len(widths) == 2 * 4 + 8  # the exchanges of the model, and those of the test at the start
     assert max(widths) > 3
 
 

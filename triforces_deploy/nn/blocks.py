@@ -10,24 +10,19 @@ Without a budget, which is how models are trained and captured, nothing here is 
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from triforces_deploy.errors import UserError
 from triforces_deploy.nn import scratch
 from triforces_deploy.nn.scatter import accumulate
 
 BLOCK_BYTES = 4 * 2**20
 """Of the widest tensor of a block: a few of them fit into the cache of one core."""
 LEAST_ROWS = 64
-VARIABLE = "TFDEPLOY_MEMORY"
 
 
 @dataclasses.dataclass
@@ -35,6 +30,8 @@ class Budget:
     """Memory that one evaluation may spend on what would otherwise be computed twice."""
 
     bytes: int
+    block_bytes: int = 0
+    """Of the widest tensor of a block."""
     spent: int = 0
     seen: set[int] = dataclasses.field(default_factory=set)
     """Addresses of what has been counted: weights and inputs are shared by all blocks."""
@@ -49,9 +46,9 @@ _budgets: list[Budget | None] = [None]
 
 
 @contextmanager
-def using(limit: int) -> Iterator[None]:
+def using(limit: int, block_bytes: int | None = None) -> Iterator[None]:
     """Evaluate in blocks inside the ``with`` block, keeping at most ``limit`` bytes for the backward pass."""
-    _budgets.append(Budget(limit))
+    _budgets.append(Budget(limit, BLOCK_BYTES if block_bytes is None else block_bytes))
     try:
         yield
     finally:
@@ -83,27 +80,6 @@ def active() -> Budget | None:
     return _budgets[-1]
 
 
-def memory_limit() -> int:
-    """Bytes that an evaluation may take here: ``TFDEPLOY_MEMORY`` (e.g. 4GiB), or half of what is free now."""
-    text = os.environ.get(VARIABLE)
-    if text is None:
-        return _available() // 2
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]i?)?B?", text)
-    if match is None:
-        raise UserError(f"{VARIABLE}={text}: expected a size such as 4GiB or 500MiB")
-    unit = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 2**10, "Mi": 2**20, "Gi": 2**30}[match[2] or ""]
-    return int(float(match[1]) * unit)
-
-
-def _available() -> int:
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return 8 * 2**30
-    match = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return int(match[1]) * 1024 if match else 8 * 2**30
-
-
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """Where the rows of inputs come from and where those of outputs go."""
@@ -118,8 +94,8 @@ class Rows:
     widest: int
     """Bytes per row of the widest intermediate tensor."""
 
-    def blocks(self) -> list[slice]:
-        size = max(LEAST_ROWS, BLOCK_BYTES // max(self.widest, 1))
+    def blocks(self, block_bytes: int) -> list[slice]:
+        size = max(LEAST_ROWS, block_bytes // max(self.widest, 1))
         return [slice(k, min(k + size, self.n_rows)) for k in range(0, max(self.n_rows, 1), size)]
 
 
@@ -178,9 +154,9 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Function, rows: Rows, budget: Budget, *tensors: Tensor) -> tuple[Tensor, ...]:
         wanted = ctx.needs_input_grad[3:]
-        ctx.function, ctx.rows, ctx.kept = function, rows, {}
+        ctx.function, ctx.rows, ctx.block_bytes, ctx.kept = function, rows, budget.block_bytes, {}
         totals: list[Tensor] = []
-        for block in rows.blocks():
+        for block in rows.blocks(budget.block_bytes):
             places = Places.of(rows, block)
             inputs = _look_up(rows, tensors, places, block)
             if any(wanted) and budget.rest() > 0:
@@ -203,7 +179,7 @@ class _Blocked(torch.autograd.Function):
         chosen = [k for k, needed in enumerate(wanted) if needed]
         lengths = [None if rows.inputs[k] is None else tensors[k].shape[0] for k in chosen]
         totals = _totals(rows.n_rows, [tensors[k][:0] for k in chosen], lengths)
-        for block in rows.blocks():
+        for block in rows.blocks(ctx.block_bytes):
             if block.start in ctx.kept:
                 places, leaves, values = ctx.kept.pop(block.start)
             else:
