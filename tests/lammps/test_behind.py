@@ -120,7 +120,7 @@ host.finalize()
 
 def test_rows_travel_by_id(tmp_path: Path) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
-    ended = run([str(BIN / "python"), str(tmp_path / "ranks.py")], tmp_path, 3)
+    ended = run([str(BIN / "python"), str(tmp_path / "ranks.py")], tmp_path, 3, timeout=200)
     assert ended.code == 0, ended.text
     assert sorted(line for line in ended.text.splitlines() if line.startswith("rank")) == [
         f"rank {k} of 3 is right" for k in range(3)
