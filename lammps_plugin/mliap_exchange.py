@@ -30,11 +30,11 @@ class Exchange:
     Args:
         data: LAMMPS' object.
         device: where its arrays are.
+        whole: whether any number of columns may travel at once, as on GPUs; else ``HOST_COLUMNS``.
     """
 
-    def __init__(self, data: Exchanging, device: torch.device) -> None:
-        self._data = data
-        self._device = device
+    def __init__(self, data: Exchanging, device: torch.device, whole: bool = False) -> None:
+        self._data, self._device, self._whole = data, device, whole
 
     def forward(self, h: Tensor) -> Tensor:
         return self._moved(h, adjoint=False)
@@ -47,7 +47,7 @@ class Exchange:
         there = rows.to(self._device)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        step = HOST_COLUMNS if self._device.type == "cpu" else max(rows.shape[1], 1)
+        step = max(rows.shape[1], 1) if self._whole else HOST_COLUMNS
         pieces = []
         for source in there.split(step, dim=1):
             source = source.contiguous()

@@ -17,6 +17,19 @@ os.environ["OMP_NUM_THREADS"] = "1"  # LAMMPS' side would take all cores, and so
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--lmp", help="a LAMMPS program with ML-IAP's Python coupling, for the tests marked native")
+    parser.addoption("--lmp-args", default="", help="options of that program, e.g. '-k on t 1 -sf kk'")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a program for them, the native tests are not there."""
+    if config.getoption("--lmp") is None:
+        native = [item for item in items if item.get_closest_marker("native")]
+        config.hook.pytest_deselected(items=native)
+        items[:] = [item for item in items if item not in native]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A list of trusted files and a cache of rebuilt payloads for this session alone, for child processes too."""

@@ -414,6 +414,20 @@ def run(
 
 
 @app.command()
+def doctor(
+    lmp: Annotated[Path | None, typer.Option(help="A LAMMPS program of yours, besides those on PATH.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Which way to LAMMPS works here, and what the others lack; exit code 1 when none works."""
+    from triforces_deploy.lammps_plugin.doctor.report import examine, show
+
+    found = examine(lmp)
+    show(found, as_json)
+    if not found.works:
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder that examples/01_demo.sh has filled.")],
 ) -> None:

@@ -48,4 +48,4 @@ class Unified:
 
             (coupling,) = entry_points(group=HOSTS, name="mliap")
             self._coupling = coupling.load()(potential_from_state(self.state, "the ML-IAP model"))
-        self._coupling.compute_forces(data)
+        self._coupling.compute_forces(data, self.interface)

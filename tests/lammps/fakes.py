@@ -5,6 +5,7 @@ Written after the Cython sources of LAMMPS' ML-IAP package (CPU) and its Kokkos 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ class Common:
         return self._given(self._pair_j)
 
     @property
-    def rij(self) -> NDArray[Any]:
+    def rij(self) -> Any:
         return self._given(self._rij)
 
     def _tally(self, fij: NDArray[Any]) -> None:
@@ -133,13 +134,15 @@ class KokkosData(Common):
         self._defect = defect
         self.calls: list[tuple[str, int]] = []
 
+    most_columns = 3
+
     def _energy(self, value: Any) -> float:
         return float(value)
 
     energy = Written(_energy)
 
     @property
-    def eatoms(self) -> NDArray[Any]:
+    def eatoms(self) -> Any:
         return self._given(self._view)
 
     @property
@@ -183,7 +186,34 @@ class KokkosData(Common):
         assert source.is_contiguous()
         assert target.is_contiguous()
         assert source.data_ptr() != target.data_ptr() or self.ntotal == 0
-        assert width <= 3, "LAMMPS would write past the end of its buffer"
+        assert width <= self.most_columns, "LAMMPS would write past the end of its buffer"
+
+
+class GpuData(KokkosData):
+    """The Kokkos coupling on CUDA, with tensors in place of cupy's arrays: no numpy, any width, forces by bare address."""
+
+    most_columns = 1 << 20
+    complete = False
+    """Whether somebody has waited for what the GPU computes; each side must before it reads what the other has made."""
+
+    @property
+    def rij(self) -> Any:
+        assert self.complete
+        return self._given(self._rij)
+
+    def _given(self, array: NDArray[Any]) -> Any:
+        return torch.from_numpy(array)
+
+    def update_pair_forces(self, fij: Any) -> None:
+        raise AssertionError("goes through numpy")
+
+    def update_pair_forces_gpu(self, fij: Any) -> None:
+        assert self.complete
+        self.complete = False
+        assert fij.dtype == torch.float64
+        assert fij.is_contiguous()
+        behind = (ctypes.c_double * fij.numel()).from_address(fij.data_ptr())
+        self._tally(np.array(list(behind)).reshape(-1, 3))
 
 
 Pair = tuple[int, int, NDArray[Any]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from ase import Atoms
 
 from tests.lammps import cases
-from tests.lammps.fakes import Common, KokkosData, PlainData
+from tests.lammps.fakes import Common, GpuData, KokkosData, PlainData
 from tests.lammps.harness import BIN, expected, run
 from tests.tiny import TINY, tiny_model
 from triforces_deploy import derivatives
 from triforces_deploy.config import BackboneConfig
 from triforces_deploy.errors import UserError
+from triforces_deploy.lammps_plugin import mliap, mpi
+from triforces_deploy.lammps_plugin.behind import Lammps
 from triforces_deploy.lammps_plugin.mliap import Coupling
 from triforces_deploy.potential import Potential
 
@@ -98,25 +101,108 @@ def test_single_precision() -> None:
     np.testing.assert_allclose(data.forces(), expected(cases.triclinic(), ours).forces, rtol=0, atol=1e-5)
 
 
-def test_several_layers_need_an_exchange() -> None:
-    with pytest.raises(UserError, match="pair_style triforces, or a Kokkos build"):
+def test_several_layers_need_an_exchange_or_ids() -> None:
+    with pytest.raises(UserError, match="neither exchanges features of ghost atoms nor tells their ids"):
         Coupling(potential(LAYERED)).compute_forces(PlainData(cases.orthogonal(), 4.0, ("Si", "Ge")))
 
 
-def test_composition_of_the_whole_system_is_unknown() -> None:
-    with pytest.raises(UserError, match="--composition frozen"):
-        Coupling(potential(TINY))
+class Behind:
+    """A LAMMPS on one rank, as far as the coupling asks."""
+
+    def __init__(
+        self, data: Common, units: str = "metal", masses: tuple[float, ...] = (28.085, 72.63), bonds: bool = False
+    ) -> None:
+        self.data, self.units, self.masses, self.bonds_drop_pairs = data, lambda: units, lambda: masses, lambda: bonds
+
+    def ids(self, n: int) -> torch.Tensor:
+        return 100 - torch.from_numpy(self.data.owner)
+
+    def types(self, n: int) -> torch.Tensor:
+        return torch.from_numpy(self.data._elems[:n]).to(torch.int64) + 1
+
+    def setting(self, name: str) -> int:
+        return {"world_rank": 0, "world_size": 1, "kokkos_ngpus": 0}[name]
+
+    def communicator(self) -> None:
+        return None
+
+
+@pytest.fixture
+def behind(monkeypatch: pytest.MonkeyPatch) -> list[Behind]:
+    """What stands behind the next couplings."""
+    standing: list[Behind] = []
+    monkeypatch.setattr(Lammps, "behind", lambda _interface: standing[-1])
+    return standing
+
+
+@pytest.mark.parametrize("ghostneigh", [False, True])
+@pytest.mark.parametrize("case", cases.ALL.values(), ids=cases.ALL)
+@pytest.mark.parametrize("kind", [PlainData, KokkosData])
+def test_one_rank_folds_ghosts_by_their_ids(kind: Any, case: Any, ghostneigh: bool, behind: list[Behind]) -> None:
+    ours = potential(TINY)
+    data = kind(case(), 4.0, ours.facts.elements, ghostneigh=ghostneigh)
+    behind.append(Behind(data))
+    Coupling(ours).compute_forces(data)
+    check(data, case(), ours)
+    assert not (isinstance(data, KokkosData) and data.calls)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"units": "real"}, "the potential is in units metal but the run is in real; write 'units metal'"),
+        ({"bonds": True}, "write 'special_bonds lj/coul 1 1 1'"),
+        ({"masses": (72.63, 28.085)}, "type 1 is Si in pair_coeff but its mass 72.63 is that of Ge"),
+    ],
+)
+def test_units_and_masses_are_checked_where_they_can_be(wrong: Any, message: str, behind: list[Behind]) -> None:
+    data = PlainData(cases.orthogonal(), 4.0, ("Si", "Ge"))
+    behind.append(Behind(data, **wrong))
+    with pytest.raises(UserError, match=message):
+        Coupling(potential(LOCAL)).compute_forces(data)
+
+
+def test_composition_of_the_whole_system(monkeypatch: pytest.MonkeyPatch) -> None:
     atoms = cases.orthogonal()
+    data = KokkosData(atoms, 4.0, ("Si", "Ge"))
+    Coupling(potential(TINY)).compute_forces(data)
+    check(data, atoms, potential(TINY))  # counted: there is one rank
+    monkeypatch.setattr(mpi, "world_size", lambda: 2)
+    monkeypatch.setattr(mpi, "abort", lambda: None)
+    with pytest.raises(UserError, match="--composition frozen"):
+        Coupling(potential(TINY)).compute_forces(KokkosData(atoms, 4.0, ("Si", "Ge")))
+    monkeypatch.undo()
     frozen = potential(TINY, composition="frozen", reference={"Si": 48, "Ge": 16})
     data = KokkosData(atoms, 4.0, ("Si", "Ge"))
     Coupling(frozen).compute_forces(data)
     check(data, atoms, frozen)
-    # With one element there is nothing to know.
-    atoms.symbols[:] = "Si"
-    pure = potential(dataclasses.replace(TINY, elements=("Si",)))
-    data = KokkosData(atoms, 4.0, ("Si",))
-    Coupling(pure).compute_forces(data)
-    check(data, atoms, pure)
+
+
+@pytest.mark.parametrize("case", [cases.triclinic, cases.lonely])
+def test_arrays_on_a_gpu_stay_there(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole rows are exchanged at once, forces go back by address when they are there, and no array becomes numpy's."""
+    ours = potential(LAYERED)
+    data = GpuData(case(), 4.0, ("Si", "Ge"))
+    monkeypatch.setattr(mliap, "_synchronize", lambda _device: setattr(data, "complete", True))
+    Coupling(ours).compute_forces(data)
+    assert data.complete
+    check(data, case(), ours)
+    widths = [width for _, width in data.calls]
+    assert len(widths) == 2 * 4 + 8  # the exchanges of the model, and those of the test at the start
+    assert max(widths) > 3
+
+
+def test_a_mistake_is_printed_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """LAMMPS prints what it gets from Python through the hook for uncaught errors."""
+    usual = sys.excepthook
+    try:
+        with pytest.raises(UserError) as mistake:
+            Coupling(potential(LAYERED)).compute_forces(PlainData(cases.orthogonal(), 4.0, ("Si", "Ge")))
+        sys.excepthook(mistake.type, mistake.value, mistake.tb)
+        assert capsys.readouterr().err == f"ERROR: {mistake.value}\n"
+        assert sys.excepthook is usual
+    finally:
+        sys.excepthook = usual
 
 
 @pytest.mark.parametrize("defect", ["stride", "adjoint"])
@@ -159,5 +245,6 @@ def test_the_file_as_lammps_opens_it(tiny_artifact: Path) -> None:
     unified = torch.load(tiny_artifact, weights_only=False)
     assert unified.element_types == ["Si", "Ge"]
     assert (unified.rcutfac, unified.ndescriptors, unified.nparams) == (2.0, 1, 1)
-    with pytest.raises(UserError, match="--composition frozen"):
-        unified.compute_forces(KokkosData(cases.orthogonal(), 4.0, ("Si", "Ge")))
+    data = KokkosData(cases.orthogonal(), 4.0, ("Si", "Ge"))
+    unified.compute_forces(data)
+    check(data, cases.orthogonal(), potential(TINY))

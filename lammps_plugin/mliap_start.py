@@ -1,0 +1,86 @@
+"""What is checked and shown once where LAMMPS' own ML-IAP coupling calls us."""
+
+from __future__ import annotations
+
+import torch
+from ase.data import atomic_masses, atomic_numbers
+from torch import Tensor
+
+from triforces_deploy.errors import UserError
+from triforces_deploy.exchange import Handler
+from triforces_deploy.lammps_plugin import mpi
+from triforces_deploy.lammps_plugin.behind import Lammps
+from triforces_deploy.lammps_plugin.mliap_exchange import Exchange
+from triforces_deploy.lammps_plugin.startup import MASS_TOLERANCE
+from triforces_deploy.potential import Facts, Potential
+
+
+def start(potential: Potential, lammps: Lammps | None, elements: Tensor, handler: Handler | None, on_gpu: bool) -> None:
+    """Refuse a run whose energies or forces would be wrong, and say on the first rank what will run.
+
+    Args:
+        potential: what runs.
+        lammps: None where it cannot be reached; units and masses are then the user's care.
+        elements: (n_local,) int64, index into the elements of the potential; −1 for other styles' atoms.
+        handler: what moves features between ranks.
+        on_gpu: where LAMMPS keeps its arrays.
+
+    Raises:
+        UserError: units, masses or special bonds that would make the result wrong.
+    """
+    if lammps is not None:
+        _check(potential.facts, lammps, elements.cpu())
+    if (mpi.world_rank() if lammps is None else lammps.setting("world_rank")) == 0:
+        print("\n".join(_lines(potential, lammps, handler, on_gpu)), flush=True)
+
+
+def _check(facts: Facts, lammps: Lammps, elements: Tensor) -> None:
+    if lammps.units() != facts.units:
+        raise UserError(
+            f"the potential is in units {facts.units} but the run is in {lammps.units()}; write 'units {facts.units}', or use "
+            "pair_style triforces, which converts"
+        )
+    if lammps.bonds_drop_pairs():
+        raise UserError(
+            "special_bonds removes bonded neighbors that the potential must see; write 'special_bonds lj/coul 1 1 1'"
+        )
+    masses, types = lammps.masses(), lammps.types(len(elements))
+    for kind in types.unique().tolist():
+        element = int(elements[types == kind][0])
+        others = [s for k, s in enumerate(facts.elements) if k != element and _near(masses[kind - 1], s)]
+        if element >= 0 and others and not _near(masses[kind - 1], facts.elements[element]):
+            raise UserError(
+                f"type {kind} is {facts.elements[element]} in pair_coeff but its mass {masses[kind - 1]:g} is that of "
+                f"{others[0]}; correct the order of the elements or the mass"
+            )
+
+
+def _near(mass: float, symbol: str) -> bool:
+    return abs(mass / float(atomic_masses[atomic_numbers[symbol]]) - 1.0) <= MASS_TOLERANCE
+
+
+def _lines(potential: Potential, lammps: Lammps | None, handler: Handler | None, on_gpu: bool) -> list[str]:
+    facts, threads = potential.facts, torch.get_num_threads()
+    unknown = f"NOT CHECKED (LAMMPS' library is out of reach): units {facts.units}, masses, special_bonds; see to them yourself"
+    return [
+        "TriForces potential in LAMMPS' own ML-IAP coupling",
+        f"  {facts.precision}, back end {potential.backend}, {threads} torch thread{'s'[: threads > 1]}",
+        f"  lists of LAMMPS on {'the GPU' if on_gpu else 'the CPU'}, cutoff {facts.cutoff:g} A",
+        f"  exchange: {_exchange(facts, lammps, handler, on_gpu)}",
+        *(f"  {line.replace('Å', 'A')}" for line in (*facts.policies, *potential.notes)),
+        f"  {unknown if lammps is None else f'units {lammps.units()}, masses and special_bonds checked'}",
+    ]
+
+
+def _exchange(facts: Facts, lammps: Lammps | None, handler: Handler | None, on_gpu: bool) -> str:
+    if not facts.n_exchanges:
+        return "none, the model reads direct neighbors only"
+    times = f"{facts.n_exchanges} times forward and backward per evaluation"
+    if handler is None:
+        return "none, ghosts are folded onto their owners"
+    if not isinstance(handler, Exchange):
+        return f"by atom id between {lammps.setting('world_size') if lammps else '?'} ranks, {times}"
+    if not on_gpu:
+        return f"LAMMPS' own, three columns at once, {times}"
+    flags = "-pk kokkos newton on neigh half gpu/aware on comm/pair/forward device comm/pair/reverse device"
+    return f"LAMMPS' own on the GPU, {times}; should several ranks crash here, MPI is not GPU-aware or lacks the flags {flags}"
