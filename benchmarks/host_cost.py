@@ -22,7 +22,7 @@ from interface_cost import CUTOFF, REPEATS, STEPS, crystal
 from torch import Tensor
 
 from triforces_deploy import artifact
-from triforces_deploy.derivatives import Evaluation
+from triforces_deploy.derivatives import Derivative
 from triforces_deploy.lammps_plugin.on_device import Layout
 from triforces_deploy.lammps_plugin.placement import ROUTE
 from triforces_deploy.lammps_plugin.positions import Positions
@@ -65,7 +65,7 @@ def main() -> None:
     facts = Facts(
         elements=("Si",), cutoff=CUTOFF, n_exchanges=0, receptive_field=CUTOFF, bidirectional=False, composition="none"
     )
-    artifact.load = lambda *_: Potential(facts, lambda _graph: Evaluation(torch.zeros(0), torch.zeros(0)), "eager")  # type: ignore[assignment]
+    artifact.load = lambda *_: Potential(facts, lambda _graph: Derivative(torch.zeros(0), torch.zeros(0)), "eager")  # type: ignore[assignment]
     import triforces_deploy.lammps_plugin.session as session
 
     session.Positions = HostOnly  # type: ignore[misc]

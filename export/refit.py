@@ -119,7 +119,7 @@ def _fits(model: Model, graphs: Sequence[Graph]) -> list[tuple[Tensor, Tensor]]:
 def _quality(candidate: Model, model: Model, graphs: Sequence[Graph]) -> Quality:
     energy, forces, size, n_atoms = 0.0, 0.0, 0.0, 0
     for graph in graphs:
-        new, old = (derivatives.Evaluation(*m.run(graph)[:2]) for m in (candidate, model))
+        new, old = (derivatives.Derivative(*m.run(graph)) for m in (candidate, model))
         n = graph.numbers.shape[0]
         energy += float((new.energies.sum() - old.energies.sum()) / n) ** 2 / len(graphs)
         true = derivatives.forces(old.edge_forces, graph)

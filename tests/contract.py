@@ -102,7 +102,7 @@ def check_ordinary_empty_inputs(subject: Subject) -> None:
     """No atoms, no edges, one atom: values, derivatives and second derivatives of the right shape and finite."""
     for atoms in (Atoms(), Atoms("Si"), Atoms("SiC", positions=[[0, 0, 0], [0, 0, 3 * CUTOFF]]), bulk("Cu")):
         graph = graph_from_atoms(atoms, CUTOFF)
-        energies, edge_forces, _ = evaluate(subject, graph, create_graph=True)
+        energies, edge_forces = evaluate(subject, graph, create_graph=True)
         assert energies.shape == (len(atoms),)
         assert edge_forces.shape == graph.edge_vector.shape
         assert torch.isfinite(energies).all()
@@ -185,7 +185,7 @@ def check_smoothness(subject: Subject) -> None:
     def approach(gap: float) -> tuple[float, float]:
         atoms = Atoms("SiCSi", positions=[[0, 0, 0], [0, 1.6, 1.0], [0, 0, gap - CUTOFF]])
         graph = graph_from_atoms(atoms, CUTOFF)
-        energies, edge_forces, _ = evaluate(subject, graph)
+        energies, edge_forces = evaluate(subject, graph)
         return float(energies.sum()), float(forces(edge_forces, graph)[2, 2])
 
     outside, no_force = approach(-1e-6)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triforces_deploy import exchange
-from triforces_deploy.derivatives import Evaluation, evaluate, forces, virial
+from triforces_deploy.derivatives import Derivative, evaluate, forces, virial
 from triforces_deploy.graph import Graph
 from triforces_deploy.neighbours import graph_from_atoms
 
@@ -110,10 +110,10 @@ def split(atoms: Atoms, cutoff: float, rank_of: NDArray[np.int64], n_ranks: int,
     return shares
 
 
-def evaluate_shares(shares: list[Share], energies_of: EnergiesOf, communicate: bool) -> list[Evaluation]:
+def evaluate_shares(shares: list[Share], energies_of: EnergiesOf, communicate: bool) -> list[Derivative]:
     """Evaluate all ranks at once, one thread each, in lock-step at every exchange."""
     handler = _LockStep(shares, communicate)
-    results: list[Evaluation | None] = [None] * len(shares)
+    results: list[Derivative | None] = [None] * len(shares)
     failures: list[Exception] = []
 
     def work(rank: int) -> None:

@@ -158,7 +158,7 @@ def test_unknown_elements_and_ghosts_without_exchange_are_refused(model: Model) 
         ({"elements": ("Si", "Si")}, "twice"),
         ({"elements": ("Si", "Gee")}, "'Gee' is no chemical symbol.*did you mean 'Ge'"),
         ({"cutoff": -1.0}, "positive"),
-        ({"backbone": dataclasses.replace(TINY.backbone, name="orb")}, "unknown backbone 'orb'; known: mace, orb_v3"),
+        ({"backbone": dataclasses.replace(TINY.backbone, name="orb")}, "unknown backbone 'orb'; known: esen, mace, orb_v3"),
         ({"backbone": dataclasses.replace(TINY.backbone, options={"latnt": 3})}, "did you mean 'latent'"),
     ],
 )

@@ -167,7 +167,7 @@ def less_repulsion(samples: Sequence[Sample]) -> list[Sample]:
     """Labels without what a model with ``zbl`` adds itself, so that references and scale are those of its network."""
     repulsion, left = ZBL(), []
     for sample in samples:
-        energies, edge_forces, _ = derivatives.evaluate(repulsion, sample.graph)
+        energies, edge_forces = derivatives.evaluate(repulsion, sample.graph)
         energy = sample.energy - derivatives.energy(energies, sample.graph)
         left.append(sample._replace(energy=energy, forces=sample.forces - derivatives.forces(edge_forces, sample.graph)))
     return left

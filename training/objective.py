@@ -40,7 +40,7 @@ def predict(energies_of: Callable[[Graph], Tensor], graph: Graph, create_graph: 
     A structure without volume gets its virial in place of a stress: a NaN there would reach every weight through the
     gradient, although no label is ever compared with it.
     """
-    energies, edge_forces, _ = derivatives.evaluate(energies_of, graph, create_graph)
+    energies, edge_forces = derivatives.evaluate(energies_of, graph, create_graph)
     flat = torch.linalg.det(graph.cell) == 0
     solid = graph._replace(cell=torch.where(flat[:, None, None], torch.eye(3).to(graph.cell), graph.cell))
     return Prediction(

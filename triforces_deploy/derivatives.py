@@ -15,6 +15,16 @@ from triforces_deploy.graph import Graph
 from triforces_deploy.nn.scatter import scatter_sum
 
 
+class Derivative(NamedTuple):
+    """Energies and what follows from them by differentiation."""
+
+    energies: Tensor
+    """(N,) float64, eV. Energy of each atom, zero for atoms that are not owned."""
+
+    edge_forces: Tensor
+    """(E, 3) float64, eV/Å. f_e = ∂E/∂r_e, what LAMMPS calls a pair force."""
+
+
 class Evaluation(NamedTuple):
     """What a potential returns; everything else follows from it."""
 
@@ -28,7 +38,7 @@ class Evaluation(NamedTuple):
     """(N,) float64, eV. Standard deviation of each atom's energy; None where the potential does not tell."""
 
 
-def evaluate(energies_of: Callable[[Graph], Tensor], graph: Graph, create_graph: bool = False) -> Evaluation:
+def evaluate(energies_of: Callable[[Graph], Tensor], graph: Graph, create_graph: bool = False) -> Derivative:
     """Evaluate a model and differentiate it.
 
     Args:
@@ -41,7 +51,7 @@ def evaluate(energies_of: Callable[[Graph], Tensor], graph: Graph, create_graph:
         raw = energies_of(graph._replace(edge_vector=edge_vector))
         energies = torch.where(graph.owned, raw, torch.zeros_like(raw))
         (edge_forces,) = torch.autograd.grad(energies.sum(), edge_vector, create_graph=create_graph)
-    return Evaluation(energies if create_graph else energies.detach(), edge_forces)
+    return Derivative(energies if create_graph else energies.detach(), edge_forces)
 
 
 def energy(energies: Tensor, graph: Graph) -> Tensor:

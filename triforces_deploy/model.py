@@ -91,7 +91,7 @@ class Model(nn.Module):
                 kept[UNCERTAINTY] = self._uncertainty(list(features.values()), graph)
             return self._energies(embeddings, graph)
 
-        energies, edge_forces, _ = derivatives.evaluate(energies_of, graph)
+        energies, edge_forces = derivatives.evaluate(energies_of, graph)
         return energies, edge_forces, *(kept[name] for name in extras)
 
     def _energies(self, embeddings: dict[str, Tensor], graph: Graph) -> Tensor:

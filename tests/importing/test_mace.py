@@ -70,7 +70,7 @@ def test_numbers_equal_the_public_package(
     model = imported(public[name], HEADS[name], dtype)
     atoms, expected = golden(name, structure)
     graph = graph_from_atoms(atoms, model.config.cutoff)
-    energies, edge_forces, features = model.run(graph, with_embeddings=True)
+    energies, edge_forces, features = model.run(graph, model.extras())
     found = {
         "energy": energies.sum(),
         "node_energy": energies,
@@ -212,6 +212,6 @@ def test_wrong_files_and_options_are_one_line(public: dict[str, Path], tmp_path:
         import_mace(public["full"], "third", None)
     with pytest.raises(UserError, match="does not know 'Ge'; it knows H, C, O, Si"):
         import_mace(public["full"], "first", ["Ge"])
-    with pytest.raises(UserError, match="unknown kind of model 'mcae'; known: mace"):
+    with pytest.raises(UserError, match="unknown kind of model 'mcae'; known: esen, mace"):
         import_file("mcae", public["full"], tmp_path / "x.ckpt")
     assert not (tmp_path / "x.ckpt").exists()

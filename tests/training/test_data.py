@@ -139,7 +139,7 @@ def test_repulsion_that_the_model_adds_is_no_business_of_its_references() -> Non
     for k, atoms in enumerate(structures(4, 2)):
         atoms.set_cell(atoms.cell * (0.7 + 0.02 * k), scale_atoms=True)
         graph = graph_from_atoms(atoms, CUTOFF)
-        energies, edge_forces, _ = derivatives.evaluate(ZBL(), graph)
+        energies, edge_forces = derivatives.evaluate(ZBL(), graph)
         energy = energies.sum()[None] + sum(planted[int(z)] for z in atoms.numbers)
         samples.append(Sample(graph, energy, derivatives.forces(edge_forces, graph), torch.zeros(1, 3, 3)))
     assert min(float(s.forces.abs().max()) for s in samples) > 1.0
