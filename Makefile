@@ -18,7 +18,7 @@ demo: env
 	bash examples/01_demo.sh demo
 
 test: env
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile # a file's fixtures are made once
 
 lint: env
 	$(BIN)/ruff check .

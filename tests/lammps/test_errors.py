@@ -101,7 +101,7 @@ if os.readlink("/proc/self/exe").endswith("/lmp") and os.environ.get("PMI_RANK")
 
 @pytest.mark.parametrize(
     ("module", "place"),
-    [("bridge", "bridge.artifact.load"), ("startup", "startup.describe"), ("session", "session.self_test")],
+    [("placement", "placement.load"), ("startup", "startup.describe"), ("session", "session.self_test")],
     ids=["while opening the file", "while checking the run", "while trying the exchange"],
 )
 def test_one_rank_fails_before_the_first_step(folder: Path, tiny_artifact: Path, module: str, place: str) -> None:
