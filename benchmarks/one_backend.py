@@ -28,8 +28,8 @@ from triforces_deploy.export.backends.table import MODULES
 from triforces_deploy.export.capture import capture
 from triforces_deploy.export.exporting import ExportOptions, export
 from triforces_deploy.graph import Graph
+from triforces_deploy.memory import VARIABLE
 from triforces_deploy.neighbours import graph_from_atoms
-from triforces_deploy.nn import blocks
 from triforces_deploy.payloads.base import flat_inputs
 
 GIB = 2**30
@@ -88,7 +88,7 @@ def make(source: Path, path: Path, form: str, precision: str) -> dict[str, Any]:
 
 def open_form(path: Path, form: str) -> Evaluate:
     artifact = read_artifact(path)
-    os.environ[blocks.VARIABLE] = "0" if form == "blocks" else "1000GiB"  # no other form may change over to blocks
+    os.environ[VARIABLE] = "0" if form == "blocks" else "1000GiB"  # no other form may change over to blocks
     form = "eager" if form == "blocks" else form
     if form != "compile":
         return potential(artifact, path.name, form.removesuffix(LEAN), trusted=True).evaluate
