@@ -121,7 +121,8 @@ def matrix(options: argparse.Namespace, elements: tuple[str, ...]) -> Iterator[d
             }  # fmt: skip
             one = None
             for ranks in options.ranks:
-                for tiled in (False, True) if ranks > 1 else (False,):
+                # LAMMPS itself loses neighbours of triclinic boxes on tiles; the pair style refuses them.
+                for tiled in (False, True) if ranks > 1 and name != "triclinic" else (False,):
                     found = lammps(folder, ranks, tiled, **text)
                     one = found if one is None else one
                     worst = dict(zip(("energy", "forces", "stress"), map(relative, found, one), strict=True))

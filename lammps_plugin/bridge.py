@@ -59,6 +59,7 @@ class RunStruct(Structure):
         ("ranks", c_int32),
         ("bonds_drop_pairs", c_int32),
         ("exclusions", c_int32),
+        ("loses_ghosts", c_int32),
         ("ghost_neighbours", c_int32),
         ("node_ranks", c_int32),
         ("owned", c_int64),
@@ -249,6 +250,7 @@ def _run(struct: Any) -> Run:
         ranks=struct.ranks,
         bonds_drop_pairs=bool(struct.bonds_drop_pairs),
         exclusions=bool(struct.exclusions),
+        loses_ghosts=bool(struct.loses_ghosts),
         ghost_neighbours=bool(struct.ghost_neighbours),
         shares=Shares(
             node_ranks=struct.node_ranks,

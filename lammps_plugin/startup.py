@@ -52,6 +52,8 @@ class Run:
     ranks: int
     bonds_drop_pairs: bool
     exclusions: bool
+    loses_ghosts: bool
+    """Several ranks share a triclinic box by ``comm_style tiled``."""
     ghost_neighbours: bool
     """``mliap unified FILE 1`` was written."""
     shares: Shares
@@ -72,6 +74,11 @@ def check(facts: Facts, run: Run) -> None:
     if run.bonds_drop_pairs:
         raise UserError(
             "special_bonds removes bonded neighbors that the potential must see; write 'special_bonds lj/coul 1 1 1'"
+        )
+    if run.loses_ghosts:
+        # Its own compute coord/atom then counts too few neighbours, from the second rebalancing on in our trial (22Jul2025).
+        raise UserError(
+            "LAMMPS loses ghost atoms of triclinic boxes with comm_style tiled; write 'comm_style brick', and balance by shift"
         )
     if run.ghost_cutoff < facts.cutoff:
         raise UserError(

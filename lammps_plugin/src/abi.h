@@ -32,6 +32,7 @@ typedef struct {
   int32_t ranks;
   int32_t bonds_drop_pairs;  // special_bonds takes neighbours out of the list
   int32_t exclusions;        // neigh_modify exclude does
+  int32_t loses_ghosts;      // comm_style tiled of a triclinic box on several ranks
   int32_t ghost_neighbours;  // `mliap unified FILE 1` was asked for
   int32_t node_ranks;        // ranks that share this rank's memory
   int64_t owned, rows, edges;             // the largest number that a rank has

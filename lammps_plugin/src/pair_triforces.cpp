@@ -5,6 +5,7 @@
 
 #include "atom.h"
 #include "comm.h"
+#include "domain.h"
 #include "error.h"
 #include "force.h"
 #include "memory.h"
@@ -214,6 +215,7 @@ void PairTriforces::start()
   run.ranks = comm->nprocs;
   run.bonds_drop_pairs = dropped;
   run.exclusions = neighbor->exclude;
+  run.loses_ghosts = comm->nprocs > 1 && comm->style == Comm::TILED && domain->triclinic;
   run.ghost_neighbours = ghost_neighbours_;
   run.node_ranks = node_ranks_;
   measure(run);

@@ -55,6 +55,7 @@ def folder(tmp_path: Path) -> Path:
         ("Si Ge", "Si C", "element C is not in"),
         ("units metal", "units lj", "units lj; write 'units metal' or 'units real'"),
         ("newton on", "newton off", "write 'newton on'"),
+        ("fix 1", "change_box all triclinic\ncomm_style tiled\nbalance 1.0 rcb\nfix 1", "write 'comm_style brick'"),
     ],
 )
 def test_mistakes_on_two_ranks(folder: Path, tiny_artifact: Path, old: str, new: str, message: str) -> None:

@@ -26,6 +26,7 @@ GOOD = Run(
     ranks=2,
     bonds_drop_pairs=False,
     exclusions=False,
+    loses_ghosts=False,
     ghost_neighbours=False,
     shares=Shares(node_ranks=2, owned=5, rows=8, edges=60, ghost_rows=(2, 3), ghosts=(10, 12)),
 )
@@ -45,6 +46,7 @@ def test_accepts(fine: dict[str, Any]) -> None:
     [
         ({"units": "lj"}, "units lj; write 'units metal' or 'units real'"),
         ({"newton": False}, "write 'newton on'"),
+        ({"loses_ghosts": True}, "write 'comm_style brick'"),
         ({"ghost_cutoff": 3.9}, "write 'comm_modify cutoff 6'"),
         ({"bonds_drop_pairs": True}, "write 'special_bonds lj/coul 1 1 1'"),
         ({"masses": (72.6, 28.0855)}, "type 1 is Si in pair_coeff but its mass 72.6 is that of Ge"),
