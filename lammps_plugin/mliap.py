@@ -9,6 +9,7 @@ style makes symmetric; the two differ for models that are not exactly equivarian
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -61,6 +62,7 @@ class Coupling:
                 # LAMMPS' own handling waits for the other ranks, which may wait for this one: end the job instead.
                 sys.excepthook(type(error), error, error.__traceback__)
                 sys.stderr.flush()
+                time.sleep(0.3)  # the end of the job would overtake the message on its way through mpirun
                 mpi.abort()
             raise
 
