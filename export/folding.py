@@ -79,6 +79,11 @@ def overlaid(model: Model, switches: Sequence[ZBLSwitch]) -> Model:
     return _changed(model, dataclasses.replace(model.config, zbl_overlay=tuple(switches)), dict(model.state_dict()))
 
 
+def without_zbl(model: Model) -> Model:
+    """The model without the repulsion that it was trained with."""
+    return _changed(model, dataclasses.replace(model.config, zbl=False, zbl_form="universal"), dict(model.state_dict()))
+
+
 def _without(model: Model, prefix: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefix)}
 

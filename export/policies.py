@@ -17,7 +17,7 @@ from triforces_deploy.model import Model
 from triforces_deploy.potential import Facts
 from triforces_deploy.streams.lattice import LatticeEncoding, lattice_features
 
-from .folding import as_sum, fold_composition, fold_lattice, overlaid, with_affine_sum
+from .folding import as_sum, fold_composition, fold_lattice, overlaid, with_affine_sum, without_zbl
 from .overlay import switches
 from .refit import refit
 
@@ -64,11 +64,12 @@ def decide(model: Model, provenance: Mapping[str, Any], options: PolicyOptions) 
     if features:
         model = fold_lattice(model, torch.tensor([features], dtype=torch.float64))
     cap = _cap(model, options)
+    model, averaged = _without_average(model)
     model, readout, how = _readout(model, tuple(reference) or elements, options)
     model, short_range = _short_range(model, elements, provenance, options)
     facts = dataclasses.replace(
         model.facts(), elements=elements, reference=reference, lattice=features, readout=readout,
-        policies=(composition, cap, said, how, lattice, *short_range, *_uncertainty(model, provenance)),
+        policies=(composition, cap, said, how, lattice, *averaged, *short_range, *_uncertainty(model, provenance)),
     )  # fmt: skip
     return model, facts
 
@@ -81,6 +82,7 @@ def as_trained(model: Model, facts: Facts, weights: Mapping[str, Tensor]) -> Mod
         facts: of the artifact.
         weights: of the artifact; a fitted readout exists nowhere else.
     """
+    model, _ = _without_average(model)
     if facts.lattice and model.structure is not None and model.structure.lattice is not None:
         model.structure.lattice = _Frozen(model.structure.lattice, facts.lattice)  # type: ignore[assignment]
     if facts.readout == "refitted" and model.config.readout != "sum" and "head.layers.0.weight" in weights:
@@ -107,6 +109,11 @@ def refuse_unfit(model: Model) -> None:
     for fact, what in ((model.interaction.conservative, "is not conservative"), (model.interaction.smooth, "is not smooth")):
         if not fact:
             raise UserError(f"the backbone {model.config.backbone.name} {what}; molecular dynamics needs one that is")
+    if model.direct is not None:
+        raise UserError(
+            "this model predicts forces directly (model.direct: true); they are no derivative of its energy, which would drift "
+            "in molecular dynamics; fine-tune it with model.direct: false and export that"
+        )
     bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise UserError(f"the checkpoint holds NaN or infinity in {bad[0]}; its training diverged, take an earlier one")
@@ -230,6 +237,13 @@ def _readout(model: Model, elements: Sequence[str], options: PolicyOptions) -> t
         )
     model, quality = refit(model, options.refit, elements)
     return model, "refitted", f"{summed}; fitted to a mean readout, {quality}"
+
+
+def _without_average(model: Model) -> tuple[Model, list[str]]:
+    """Without a repulsion that is a mean over all atoms: what is left of it as systems grow."""
+    if not (model.config.zbl and model.config.zbl_form == "orb-mean"):
+        return model, []
+    return without_zbl(model), ["short range: the repulsion of the imported model is a mean over all atoms and is left out"]
 
 
 def _short_range(

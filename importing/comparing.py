@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.build import bulk, molecule
+from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
-from triforces_deploy import derivatives
 from triforces_deploy.artifact import Parity
+from triforces_deploy.calculator import TriForcesCalculator
+from triforces_deploy.eager import as_trained
 from triforces_deploy.errors import UserError
-from triforces_deploy.neighbours import graph_from_atoms
 
 from .imported import Imported
 
@@ -22,14 +24,24 @@ Results = dict[str, NDArray[np.float64]]
 
 def results_of(made: Imported, atoms: Atoms) -> Results:
     """Our own."""
-    graph = graph_from_atoms(atoms, made.model.config.cutoff)
-    energies, edge_forces = made.model.run(graph)
-    tensors = {
-        "energy": energies.sum() / len(atoms),
-        "forces": derivatives.forces(edge_forces, graph),
-        "stress": derivatives.stress(edge_forces, graph)[0],
-    }
-    return {key: tensor.numpy() for key, tensor in tensors.items()}
+    calculator = TriForcesCalculator(as_trained(made.model), skin=0.0)
+    calculator.calculate(atoms)
+    results = {"energy": np.array(calculator.results["energy"] / len(atoms)), "forces": calculator.results["forces"]}
+    if atoms.cell.rank == 3:
+        results["stress"] = voigt_6_to_full_3x3_stress(calculator.results["stress"])
+    return results
+
+
+def few_structures(elements: tuple[str, ...]) -> list[Atoms]:
+    """A crystal, a skewed one with two elements, and a molecule, none of them with two equal distances."""
+    crystal = bulk(elements[0], "fcc", a=4.1, cubic=True)
+    skewed = bulk("Si", "diamond", a=5.4)
+    skewed.symbols[:] = [elements[0], elements[-1]]
+    shape = molecule("CH4")
+    shape.symbols[:] = [elements[k % len(elements)] for k in range(len(shape))]
+    for seed, atoms in enumerate((crystal, skewed, shape)):
+        atoms.rattle(0.05, seed=seed)
+    return [crystal, skewed, shape]
 
 
 def compared(path: Path, pairs: Sequence[tuple[Results, Results]], reference: str, tolerance: float) -> Parity:

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from ase import Atoms
-from ase.build import bulk, molecule
 
 from triforces_deploy.artifact import Parity
 from triforces_deploy.errors import UserError
 
-from .comparing import Results, compared, results_of
+from .comparing import Results, compared, few_structures, results_of
 from .imported import Imported
 
 PACKAGE = "fairchem-core"
@@ -53,16 +52,5 @@ def against_esen(path: Path, made: Imported) -> Parity:
             results["stress"] = stress.reshape(3, 3) * scale
         return {key: tensor.detach().numpy() for key, tensor in results.items()}
 
-    pairs = [(results_of(made, atoms), theirs(atoms)) for atoms in _structures(made.model.config.elements)]
+    pairs = [(results_of(made, atoms), theirs(atoms)) for atoms in few_structures(made.model.config.elements)]
     return compared(path, pairs, f"{PACKAGE} {importlib.metadata.version(PACKAGE)}", TOLERANCE)
-
-
-def _structures(elements: tuple[str, ...]) -> list[Atoms]:
-    crystal = bulk(elements[0], "fcc", a=4.1, cubic=True)
-    skewed = bulk("Si", "diamond", a=5.4)
-    skewed.symbols[:] = [elements[0], elements[-1]]
-    shape = molecule("CH4")
-    shape.symbols[:] = [elements[k % len(elements)] for k in range(len(shape))]
-    for seed, atoms in enumerate((crystal, skewed, shape)):
-        atoms.rattle(0.05, seed=seed)
-    return [crystal, skewed, shape]

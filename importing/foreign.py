@@ -97,6 +97,23 @@ def read_object(path: Path, what: str) -> StandIn:
     Raises:
         UserError: no such file, no pickled object, or damaged.
     """
+    content = _loaded(path, what)
+    if isinstance(content, dict):
+        raise UserError(f"{path} holds weights without the model they belong to; give the file of the whole model")
+    if not isinstance(content, StandIn) or not isinstance(content.state, dict):
+        raise UserError(f"{path} holds no model; expected {what}")
+    return content
+
+
+def read_weights(path: Path, what: str) -> dict[str, Tensor]:
+    """The state dict in a file, tensors by name; UserError as :func:`read_object` raises it, and where it is none."""
+    content = _loaded(path, what)
+    if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        raise UserError(f"{path} holds no weights by name; expected {what}")
+    return dict(content)
+
+
+def _loaded(path: Path, what: str) -> Any:
     existing(path, what)
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not a file that torch saved, or it is damaged; expected {what}")
@@ -107,14 +124,9 @@ def read_object(path: Path, what: str) -> StandIn:
     reader = types.SimpleNamespace(Unpickler=_Unpickler, __name__="stand-ins")
     load: Callable[..., Any] = torch.load
     try:
-        content = load(path, map_location="cpu", pickle_module=reader, weights_only=False)
+        return load(path, map_location="cpu", pickle_module=reader, weights_only=False)
     except Exception as error:  # a damaged archive fails in its own way at every byte
         raise UserError(f"{path} is damaged ({type(error).__name__} while reading it); copy it again") from error
-    if isinstance(content, dict):
-        raise UserError(f"{path} holds weights without the model they belong to; give the file of the whole model")
-    if not isinstance(content, StandIn) or not isinstance(content.state, dict):
-        raise UserError(f"{path} holds no model; expected {what}")
-    return content
 
 
 def read(path: Path, what: str) -> StandIn:

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 from triforces_deploy import derivatives
 from triforces_deploy.graph import Graph
+from triforces_deploy.model import Model
 from triforces_deploy.nn.scatter import scatter_sum
 from triforces_deploy.training.recipe import Form, LossConfig
 from triforces_deploy.training.structures import Sample
@@ -35,11 +37,16 @@ class Losses(NamedTuple):
 
 
 def predict(energies_of: Callable[[Graph], Tensor], graph: Graph, create_graph: bool = False) -> Prediction:
-    """Energy, forces and stress of a batch from one derivative.
+    """Energy, forces and stress of a batch from one derivative; from direct heads where the model has them.
 
     A structure without volume gets its virial in place of a stress: a NaN there would reach every weight through the
     gradient, although no label is ever compared with it.
     """
+    model = energies_of.module if isinstance(energies_of, AveragedModel) else energies_of
+    if isinstance(model, Model) and model.direct is not None:
+        with torch.set_grad_enabled(create_graph):
+            energies, read = model.directly(graph)
+        return Prediction(derivatives.energy(energies, graph), *read)
     energies, edge_forces = derivatives.evaluate(energies_of, graph, create_graph)
     flat = torch.linalg.det(graph.cell) == 0
     solid = graph._replace(cell=torch.where(flat[:, None, None], torch.eye(3).to(graph.cell), graph.cell))

@@ -222,12 +222,15 @@ def export(
 
 @app.command("import")
 def import_(
-    kind: Annotated[str, typer.Argument(help="Whose model it is: esen or mace.")],
-    source: Annotated[Path, typer.Argument(help="Their file of the whole model, e.g. my.model.")],
+    kind: Annotated[str, typer.Argument(help="Whose model it is: esen, mace or orb.")],
+    source: Annotated[Path, typer.Argument(help="Their file, e.g. my.model.")],
     out: Out,
     head: Annotated[str | None, typer.Option(help="Which head, of a model that has several.")] = None,
     elements: Annotated[str | None, typer.Option(help="Keep only these, e.g. Si,Ge: smaller, and faster.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare with their package, which must be installed.")] = False,
+    neighbours: Annotated[
+        int | None, typer.Option(help="See only so many nearest neighbours, 0 for all; default: what the file is known for.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn another project's model into a checkpoint: fine-tune it, export it."""
@@ -235,7 +238,7 @@ def import_(
     from triforces_deploy.tables import parity_table, record, record_table
 
     chosen = elements.split(",") if elements else None
-    summary = import_file(kind, source, out, head, chosen, verify)
+    summary = import_file(kind, source, out, head, chosen, verify, neighbours)
     parity = [] if summary.parity is None else [parity_table([summary.parity])]
     _print([record_table("Imported", dataclasses.replace(summary, parity=None)), *parity], record(summary), as_json)
 

@@ -83,12 +83,16 @@ class ModelConfig:
     """Add a linear function of the features to the perceptron; what the energies of published MACE models are made of."""
     readout: Literal["sum", "mean", "total"] = "sum"
     """What the energy is: 'sum' Σ ε(h_i); 'mean' N·ε(h̄); 'total' ε(h̄) alone. Export makes artifacts of 'sum' only."""
+    direct: bool = False
+    """Read forces and stress off the features, with heads of the same widths, instead of differentiating the energy: faster,
+    not conservative, for pretraining and comparison. Export refuses it."""
     max_neighbours: int | None = None
     """Keep only so many nearest neighbours of each atom, ties included; no limit is smoother. See neighbour_cap.py."""
     zbl: bool = False
     """Add Ziegler-Biersack-Littmark repulsion at short range."""
-    zbl_form: Literal["universal", "mace"] = "universal"
-    """Constants of the repulsion: the published ones, or those of MACE, whose repulsion the model's scale multiplies too."""
+    zbl_form: Literal["universal", "mace", "orb", "orb-mean"] = "universal"
+    """Constants of the repulsion: the published ones; those of MACE, whose repulsion the model's scale multiplies too; those of
+    Orb-v3, of which the conservative models add the mean over the atoms, in place of the sum, to the whole energy."""
     zbl_power: int = 6
     """How flat the envelope of the repulsion starts."""
     zbl_overlay: tuple[ZBLSwitch, ...] = ()
@@ -102,6 +106,10 @@ class ModelConfig:
             if atomic_numbers.get(symbol, 0) == 0:
                 raise UserError(f"elements: '{symbol}' is no chemical symbol{_suggest(symbol, atomic_numbers)}")
         return [atomic_numbers[s] for s in self.elements]
+
+    def is_sum(self) -> bool:
+        """Whether the energy is a sum over atoms that feel only what is near."""
+        return self.readout == "sum" and not (self.zbl and self.zbl_form == "orb-mean")
 
     def refuse_frozen(self) -> None:
         """UserError where training would meet what only export makes."""

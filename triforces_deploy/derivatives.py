@@ -37,6 +37,12 @@ class Evaluation(NamedTuple):
     uncertainty: Tensor | None = None
     """(N,) float64, eV. Standard deviation of each atom's energy; None where the potential does not tell."""
 
+    forces: Tensor | None = None
+    """(N, 3) float64, eV/Å. Where direct heads predict them: no derivative of the energies, unlike ``edge_forces``."""
+
+    stress: Tensor | None = None
+    """(G, 3, 3) float64, eV/Å³. Likewise; of a structure without volume it means nothing."""
+
 
 def evaluate(energies_of: Callable[[Graph], Tensor], graph: Graph, create_graph: bool = False) -> Derivative:
     """Evaluate a model and differentiate it.

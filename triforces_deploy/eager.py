@@ -18,6 +18,7 @@ from triforces_deploy.model import Model
 from triforces_deploy.nn import blocks
 from triforces_deploy.payloads.base import OUTPUTS, PayloadInfo, Run
 from triforces_deploy.peak import peak_bytes
+from triforces_deploy.potential import Potential
 from triforces_deploy.precision import multiplying
 
 GPU_BLOCK_BYTES = 256 * 2**20
@@ -45,6 +46,12 @@ def eager(model: Model, memory: Memory, extras: Sequence[str] = ()) -> Run:
             return model.run(graph, extras)
 
     return run if on_cpu else whole_where_it_fits(partial(model.run, extras=extras), run)
+
+
+def as_trained(model: Model) -> Potential:
+    """A model on the CPU as a potential, with nothing converted: also with a readout or heads that export does not take."""
+    memory, extras = Memory(blocked=partial(need_in_blocks, model)), model.extras()
+    return Potential(model.facts(), eager(model, memory, extras), "eager", (*OUTPUTS, *extras), memory=memory)
 
 
 def whole_where_it_fits(whole: Run, in_blocks: Run) -> Run:

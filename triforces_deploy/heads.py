@@ -79,8 +79,12 @@ class EnergyHead(nn.Module):
 
 def mean_over_atoms(features: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
     """Mean over the owned atoms of each structure, (N, width) → (G, width), and their number (G,), at least 1."""
-    n_structures = graph.composition.shape[0]
+    n_atoms = count_owned(graph)
     owned = graph.owned.to(torch.float64)
-    n_atoms = scatter_sum(owned, graph.batch, n_structures).clamp(min=1.0)
-    total = scatter_sum(features.to(torch.float64) * owned[:, None], graph.batch, n_structures)
+    total = scatter_sum(features.to(torch.float64) * owned[:, None], graph.batch, len(n_atoms))
     return (total / n_atoms[:, None]).to(features.dtype), n_atoms.to(features.dtype)
+
+
+def count_owned(graph: Graph) -> Tensor:
+    """Owned atoms of each structure, (G,) float64, at least 1."""
+    return scatter_sum(graph.owned.to(torch.float64), graph.batch, graph.composition.shape[0]).clamp(min=1.0)

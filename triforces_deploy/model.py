@@ -11,11 +11,12 @@ from triforces_deploy import derivatives
 from triforces_deploy.backbones.base import Backbone
 from triforces_deploy.backbones.table import BACKBONES, backbone_class
 from triforces_deploy.config import ModelConfig, read
+from triforces_deploy.direct import Direct, DirectHeads
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
-from triforces_deploy.heads import EnergyHead
+from triforces_deploy.heads import EnergyHead, count_owned
 from triforces_deploy.nn.zbl import FORMS, ZBL, Overlay
-from triforces_deploy.payloads.base import UNCERTAINTY
+from triforces_deploy.payloads.base import FORCES, STRESS, UNCERTAINTY
 from triforces_deploy.potential import Facts
 from triforces_deploy.streams.composition import CompositionStream, CompositionTable
 from triforces_deploy.streams.structure import StructureStream
@@ -24,7 +25,8 @@ from triforces_deploy.streams.structure import StructureStream
 class Model(nn.Module):
     """TriForces: h_i = [h_i^composition ‖ h_i^structure ‖ h_i^interaction],  E = Σ_i (s·ε(h_i) + E0[Z_i]).
 
-    Other readouts than this sum are in heads.py. A model with ``max_neighbours`` expects graphs that are cut to it.
+    Other readouts than this sum are in heads.py. A model with ``max_neighbours`` expects graphs that are cut to it. A model
+    with ``direct`` also reads forces and stress off the features; the derivative of its energy is something else then.
     Energies are in eV. The network computes in the type of its parameters; references, scale and the sum are float64.
     """
 
@@ -51,6 +53,7 @@ class Model(nn.Module):
         width += self.composition.width if self.composition is not None else 0
         width += self.structure.width if self.structure is not None else 0
         self.head = EnergyHead(width, config.head_hidden, config.readout, config.head_skip)
+        self.direct = _build_direct(config, width, self.interaction)
         self.zbl = ZBL(FORMS[config.zbl_form], config.zbl_power) if config.zbl else None
         self.overlay = Overlay(config.zbl_overlay, config.cutoff) if config.zbl_overlay else None
         self.register_buffer("references", torch.zeros(N_NUMBERS, dtype=torch.float64))
@@ -70,23 +73,48 @@ class Model(nn.Module):
 
         A stream that is left out is absent.
         """
-        streams = {"composition": self.composition, "structure": self.structure, "interaction": self.interaction}
+        return self._embeddings(graph)[0]
+
+    def _embeddings(self, graph: Graph) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Those, and the harmonics for direct heads that read some."""
         # Rounded once for all streams: their derivatives then meet in one tensor of the network's precision.
         graph = graph._replace(edge_vector=graph.edge_vector.to(self.head.dtype))
-        return {name: stream(graph) for name, stream in streams.items() if stream is not None}
+        streams = {"composition": self.composition, "structure": self.structure}
+        found = {name: stream(graph) for name, stream in streams.items() if stream is not None}
+        found["interaction"], harmonics = self.interaction.with_harmonics(graph)
+        return found, harmonics
 
     def forward(self, graph: Graph) -> Tensor:
         """Energies of the atoms, (N,) float64, eV."""
         return self._energies(self.embeddings(graph), graph)
+
+    def directly(self, graph: Graph) -> tuple[Tensor, Direct]:
+        """Energies (N,) and what direct heads read off, without any derivative but that of the repulsion."""
+        embeddings, harmonics = self._embeddings(graph)
+        return self._energies(embeddings, graph), self._direct(embeddings, harmonics, graph)
+
+    def _direct(self, embeddings: dict[str, Tensor], harmonics: Tensor | None, graph: Graph) -> Direct:
+        assert self.direct is not None
+        found: Direct = self.direct(list(embeddings.values()), harmonics, graph)
+        if self.zbl is None:
+            return found
+        _, edge_forces = derivatives.evaluate(self._repulsion, graph)
+        virial = derivatives.virial(edge_forces, graph)
+        volume = torch.linalg.det(graph.cell).abs()[:, None, None]
+        stress = torch.where(volume > 0, virial / volume, torch.zeros_like(virial))
+        return Direct(found.forces + derivatives.forces(edge_forces, graph), found.stress + stress)
 
     def run(self, graph: Graph, extras: Sequence[str] = ()) -> tuple[Tensor, ...]:
         """Energies (N,) and edge forces (E, 3) as in derivatives.py, then those of :meth:`extras` that are named."""
         kept: dict[str, Tensor] = {}
 
         def energies_of(graph: Graph) -> Tensor:
-            embeddings = self.embeddings(graph)
+            embeddings, harmonics = self._embeddings(graph)
             features = {name: t.detach() for name, t in embeddings.items()}
             kept.update((name, t) for name, t in features.items() if name in extras)
+            if FORCES in extras:
+                with torch.no_grad():
+                    kept[FORCES], kept[STRESS] = self._direct(features, harmonics, graph)
             if UNCERTAINTY in extras:
                 kept[UNCERTAINTY] = self._uncertainty(list(features.values()), graph)
             return self._energies(embeddings, graph)
@@ -102,8 +130,17 @@ class Model(nn.Module):
         energies = energies + self.references[graph.numbers]
         if self.zbl is None:
             return energies
+        return energies + self._repulsion(graph)
+
+    def _repulsion(self, graph: Graph) -> Tensor:
+        """Energies of the atoms, (N,) float64 eV. 'orb-mean' adds what an atom has on average, to the whole structure."""
+        assert self.zbl is not None
         repulsion: Tensor = self.zbl(graph)
-        return energies + (self.scale * repulsion if self.config.zbl_form == "mace" else repulsion)
+        if self.config.zbl_form == "mace":
+            return self.scale * repulsion
+        if self.config.zbl_form == "orb-mean":
+            return repulsion / count_owned(graph).index_select(0, graph.batch)
+        return repulsion
 
     @torch.no_grad()
     def _uncertainty(self, streams: list[Tensor], graph: Graph) -> Tensor:
@@ -114,7 +151,8 @@ class Model(nn.Module):
 
     def extras(self, embeddings: bool = True) -> tuple[str, ...]:
         """What :meth:`run` can return besides energies and edge forces; the streams' features only where wanted."""
-        return (*(self.stream_names() if embeddings else ()), *((UNCERTAINTY,) if self.spread is not None else ()))
+        direct = () if self.direct is None else (FORCES, STRESS)
+        return (*(self.stream_names() if embeddings else ()), *((UNCERTAINTY,) if self.spread is not None else ()), *direct)
 
     def stream_names(self) -> tuple[str, ...]:
         """The streams there are, in the order of :meth:`embeddings`."""
@@ -140,8 +178,8 @@ class Model(nn.Module):
             receptive_field=max(reach, self.interaction.receptive_field),
             bidirectional=self.interaction.bidirectional,
             smooth=self.interaction.smooth and self.config.max_neighbours is None,
-            conservative=self.interaction.conservative,
-            separable=self.interaction.separable and self.config.readout == "sum",
+            conservative=self.interaction.conservative and self.direct is None,
+            separable=self.interaction.separable and self.config.is_sum() and self.direct is None,
             max_neighbours=self.config.max_neighbours,
             zbl_overlay=self.config.zbl_overlay,
             precision=str(self.head.dtype).removeprefix("torch."),
@@ -154,6 +192,17 @@ def _build_composition(config: ModelConfig, numbers: list[int]) -> CompositionSt
         return None
     kind = CompositionTable if config.composition.table else CompositionStream
     return kind(config.composition, numbers)
+
+
+def _build_direct(config: ModelConfig, width: int, backbone: Backbone) -> DirectHeads | None:
+    if not config.direct:
+        return None
+    if backbone.directions == "none":
+        raise UserError(
+            f"model.direct: {config.backbone.name} gives nothing that turns with the structure, vectors and tensors, so that "
+            "no forces and stress can be read off its features; set it to false"
+        )
+    return DirectHeads(width, config.head_hidden, backbone.width if backbone.directions == "harmonics" else 0)
 
 
 def _build_backbone(config: ModelConfig, numbers: list[int]) -> Backbone:

@@ -15,7 +15,7 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.memory import Memory
 from triforces_deploy.neighbour_cap import nearest
-from triforces_deploy.payloads.base import OUTPUTS, UNCERTAINTY, Run
+from triforces_deploy.payloads.base import FORCES, OUTPUTS, STRESS, UNCERTAINTY, Run
 from triforces_deploy.precision import multiplying
 
 
@@ -120,20 +120,23 @@ class Potential:
         Raises:
             UserError: an element the model does not know, or ghosts without a handler.
         """
-        found = dict(zip(self._outputs, self._call(graph, handler), strict=True))
-        return Evaluation(found["energies"], found["edge_forces"], found.get(UNCERTAINTY))
+        return self._evaluation(self._call(graph, handler))
 
     def evaluate_unchecked(self, graph: Graph, handler: exchange.Handler | None = None) -> Evaluation:
         """As :meth:`evaluate`, of a graph on the potential's own device whose elements and ghosts are known to be right.
 
         Nothing here waits for the device, as checks of its numbers would.
         """
-        found = dict(zip(self._outputs, self._under_policies(graph, handler), strict=True))
-        return Evaluation(found["energies"], found["edge_forces"], found.get(UNCERTAINTY))
+        return self._evaluation(self._under_policies(graph, handler))
+
+    def _evaluation(self, results: tuple[Tensor, ...]) -> Evaluation:
+        found = dict(zip(self._outputs, results, strict=True))
+        extras = (found.get(name) for name in (UNCERTAINTY, FORCES, STRESS))
+        return Evaluation(found["energies"], found["edge_forces"], *extras)
 
     def embeddings(self, graph: Graph, handler: exchange.Handler | None = None) -> dict[str, Tensor]:
         """Features of each stream, (N, width), by the stream's name; arguments and errors as for :meth:`evaluate`."""
-        streams = [name for name in self._outputs if name not in (*OUTPUTS, UNCERTAINTY)]
+        streams = [name for name in self._outputs if name not in (*OUTPUTS, UNCERTAINTY, FORCES, STRESS)]
         if not streams:
             raise UserError(f"this {self.backend} payload has no embeddings; export again with --embeddings, or use eager")
         found = dict(zip(self._outputs, self._call(graph, handler), strict=True))

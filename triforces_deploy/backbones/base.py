@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from triforces_deploy.graph import Graph
+
+Directions = Literal["none", "features", "harmonics"]
 
 
 class Backbone(nn.Module, ABC):
@@ -42,6 +44,10 @@ class Backbone(nn.Module, ABC):
     separable: bool
     """Whether far-apart structures do not see each other."""
 
+    directions: Directions = "none"
+    """From what direct heads can read forces: 'features' that are no invariants, 'harmonics' beside invariant features, or
+    'none', where everything that the backbone gives is invariant. See direct.py."""
+
     bidirectional: bool
     """Whether an atom reads, besides the edges of which it is the centre, those of which it is the neighbour.
 
@@ -51,3 +57,7 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, graph: Graph) -> Tensor:
         """Features of the atoms, (N, width). Rows of ghost atoms may hold anything finite."""
+
+    def with_harmonics(self, graph: Graph) -> tuple[Tensor, Tensor | None]:
+        """Those features and, where ``directions`` is 'harmonics', coefficients of degrees 0 to 2, (N, 9, width)."""
+        return self(graph), None

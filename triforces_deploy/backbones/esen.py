@@ -130,6 +130,7 @@ class ESEN(Backbone):
         # What an atom is before the first layer is already a sum over its neighbours, which a ghost does not have.
         self.n_exchanges = config.n_layers
         self.receptive_field = (config.n_layers + 1) * cutoff
+        self.directions = "harmonics" if config.l_max >= 2 else "none"
         self.embedding = nn.Embedding(N_NUMBERS, config.channels)
         self.of_centre = nn.Embedding(N_NUMBERS, config.edge_channels)
         self.of_neighbour = nn.Embedding(N_NUMBERS, config.edge_channels)
@@ -144,6 +145,11 @@ class ESEN(Backbone):
     def forward(self, graph: Graph) -> Tensor:
         """Scalars of the atoms, (N, channels), in the type of the parameters."""
         return self.coefficients(graph)[:, 0]
+
+    def with_harmonics(self, graph: Graph) -> tuple[Tensor, Tensor | None]:
+        """Scalars (N, channels), and coefficients of degrees 0 to 2, (N, 9, channels)."""
+        coefficients = self.coefficients(graph)
+        return coefficients[:, 0], coefficients[:, :9]
 
     def coefficients(self, graph: Graph) -> Tensor:
         """All coefficients of the atoms, (N, (l_max+1)², channels); 1 … 3 are a vector (x, y, z)."""

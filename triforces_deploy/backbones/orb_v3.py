@@ -1,14 +1,14 @@
 """Orb-v3: an unconstrained attention graph network, smooth and without a neighbour cap.
 
 Rhodes et al., "Orb-v3: atomistic simulation at scale" (2025). It is not built to be equivariant: rotations are learnt.
-Features of the atoms are the last node states; the released mean-pooled energy head is not part of a backbone.
+Features of the atoms are the last node states; the released heads are ``model.readout: mean`` and ``model.direct``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from triforces_deploy.nn.message_passing import Ends, Messages, over_atoms, over
 from triforces_deploy.nn.mlp import mlp
 from triforces_deploy.nn.radial import bessel, lengths, polynomial_envelope
 from triforces_deploy.nn.spherical import L_MAX, e3nn_component
+from triforces_deploy.nn.system_embedding import MOST, NumberEmbedding
 
 ENVELOPE_POWER = 4
 NORM_EPS = 2.0**-23
@@ -40,13 +41,25 @@ class OrbV3Config:
     """Hidden layers of each perceptron."""
     n_bessel: int = 8
     l_max: int = 3
+    system: Literal["none", "waves"] = "none"
+    """Whether the layers are told charge and spin of the structure, as sines and cosines: so were the models of molecules."""
+    charge: int = 0
+    """e, of every structure; part of the model."""
+    spin: int = 0
+    """Multiplicity of every structure; 0 where it is unknown."""
 
     def check(self) -> None:
         """UserError where a size makes no sense."""
-        for name, size in dataclasses.asdict(self).items():
-            least = 0 if name == "l_max" else 1
+        for name in ("latent", "n_layers", "mlp_hidden", "mlp_depth", "n_bessel", "l_max"):
+            size, least = dataclasses.asdict(self)[name], 0 if name == "l_max" else 1
             if size < least:
                 raise UserError(f"orb_v3: {name} must be at least {least}, got {size}")
+        if self.system == "none" and (self.charge or self.spin):
+            raise UserError("orb_v3: with system: none the model knows no charge and no spin; leave both out")
+        if self.system == "waves" and self.latent % 4:
+            raise UserError(f"orb_v3: with system: waves latent must be a multiple of 4, got {self.latent}")
+        if abs(self.charge) > MOST or not 0 <= self.spin <= MOST:
+            raise UserError(f"orb_v3: charge must be from -{MOST} to {MOST} and spin from 0 to {MOST}")
         if self.l_max > L_MAX:
             raise UserError(f"orb_v3: l_max can be at most {L_MAX}, got {self.l_max}")
 
@@ -64,6 +77,7 @@ class OrbV3(Backbone):
     conservative = True
     separable = True
     bidirectional = True
+    directions = "features"
 
     def __init__(self, config: OrbV3Config, cutoff: float, _numbers: Sequence[int] = ()) -> None:
         super().__init__()
@@ -79,6 +93,7 @@ class OrbV3(Backbone):
         nn.init.uniform_(self.embedding.weight, -(3.0**0.5), 3.0**0.5)  # unit variance
         self.node_encoder = NormedMLP(config.latent, config)
         self.edge_encoder = NormedMLP(n_edge_inputs, config)
+        self.system = System(config) if config.system == "waves" else None
         self.layers = nn.ModuleList([Interaction(config) for _ in range(config.n_layers)])
 
     def forward(self, graph: Graph) -> Tensor:
@@ -88,6 +103,8 @@ class OrbV3(Backbone):
         for k, layer in enumerate(self.layers):
             if k > 0:
                 nodes = exchange(nodes)
+            if self.system is not None:
+                nodes = nodes + self.system(k)
             nodes, edges = self._interact(k, cast(Interaction, layer), nodes, edges, graph.edge_index)
         return nodes
 
@@ -122,6 +139,21 @@ class OrbV3(Backbone):
         radial = envelope * bessel(r, self.cutoff, self.config.n_bessel)
         angular = e3nn_component(vectors / r[:, None], self.config.l_max)
         return (radial[:, :, None] * angular[:, None, :]).flatten(1), envelope
+
+
+class System(nn.Module):
+    """What each layer adds to the node states of all atoms: a linear function of [charge ‖ spin] as waves."""
+
+    def __init__(self, config: OrbV3Config) -> None:
+        super().__init__()
+        half = config.latent // 2
+        self.charge = NumberEmbedding("waves", config.charge, -MOST, None, half)
+        self.spin = NumberEmbedding("waves", config.spin, 0, 0, half)
+        self.layers = nn.ModuleList([nn.Linear(2 * half, config.latent) for _ in range(config.n_layers)])
+
+    def forward(self, k: int) -> Tensor:
+        """(latent,), of layer ``k``."""
+        return cast(Tensor, self.layers[k](torch.cat([self.charge(), self.spin()])))
 
 
 class NormedMLP(nn.Module):

@@ -31,6 +31,8 @@ class Screening(NamedTuple):
     power: float
     coulomb: float
     """e² in eV Å."""
+    shift: int = 0
+    """Added to the atomic numbers before charges and radii are looked up."""
 
 
 UNIVERSAL = Screening(
@@ -51,8 +53,11 @@ MACE = Screening(
 )
 """What the public MACE models were trained with: shorter than the universal one, with another power of the charges."""
 
-FORMS = {"universal": UNIVERSAL, "mace": MACE}
-"""Name in a configuration → constants."""
+ORB = MACE._replace(shift=1)
+"""What the public Orb-v3 models were trained with: every nucleus counts as the next element's, silicon as phosphorus."""
+
+FORMS = {"universal": UNIVERSAL, "mace": MACE, "orb": ORB, "orb-mean": ORB}
+"""Name in a configuration → constants. What 'mean' adds is in model.py."""
 
 
 def pair_energy(r: Tensor, z_centre: Tensor, z_neighbour: Tensor, screening: Screening = UNIVERSAL) -> Tensor:
@@ -92,8 +97,9 @@ class ZBL(nn.Module):
 
     def forward(self, graph: Graph) -> Tensor:
         """Energies of the atoms, (N,) float64, eV: half of each pair goes to either atom."""
-        radii = self.radii_pm.index_select(0, graph.numbers).to(torch.float64) / 100.0
-        nuclei = torch.stack([graph.numbers.to(torch.float64), radii], dim=1)
+        numbers = graph.numbers + self.screening.shift
+        radii = self.radii_pm.index_select(0, numbers.clamp(max=N_NUMBERS - 1)).to(torch.float64) / 100.0
+        nuclei = torch.stack([numbers.to(torch.float64), radii], dim=1)
 
         def half(vectors: Tensor, centre: Tensor, neighbour: Tensor) -> Messages:
             r = lengths(vectors)

@@ -18,6 +18,8 @@ OUTPUTS = ("energies", "edge_forces")
 embeddings under the streams' names, then the uncertainty."""
 UNCERTAINTY = "uncertainty"
 """(N,) float64, eV. Standard deviation of each atom's energy, zero for atoms that are not owned."""
+FORCES, STRESS = "forces", "stress"
+"""Of a model with direct heads, (N, 3) eV/Å and (G, 3, 3) eV/Å³ float64; only the eager model returns them."""
 
 Run = Callable[[Graph], tuple[Tensor, ...]]
 """A graph to the tensors that ``PayloadInfo.outputs`` names."""
