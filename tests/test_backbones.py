@@ -34,7 +34,17 @@ SMALL: dict[str, dict[str, Any]] = {
         "radial_hidden": [8],
         "agnesi": True,
     },
-    "orb_v3": {"latent": 12, "n_layers": 3, "mlp_hidden": 20, "mlp_depth": 2, "n_bessel": 5, "l_max": 2},
+    "orb_v3": {
+        "latent": 12,
+        "n_layers": 3,
+        "mlp_hidden": 20,
+        "mlp_depth": 2,
+        "n_bessel": 5,
+        "l_max": 2,
+        "system": "waves",
+        "charge": -1,
+        "spin": 2,
+    },
 }
 """Options that make each backbone small, with several layers."""
 

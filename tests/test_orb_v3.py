@@ -54,8 +54,15 @@ def test_default_sizes_are_the_released_ones() -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [({"latent": 0}, "latent must be at least 1, got 0"), ({"l_max": 99}, "l_max can be at most"), ({"l_max": -1}, "l_max")],
+    [
+        ({"latent": 0}, "latent must be at least 1, got 0"),
+        ({"l_max": 99}, "l_max can be at most"),
+        ({"l_max": -1}, "l_max"),
+        ({"charge": 1}, "knows no charge"),
+        ({"system": "waves", "latent": 6}, "latent must be a multiple of 4, got 6"),
+        ({"system": "waves", "spin": -1}, "spin from 0"),
+    ],
 )
-def test_senseless_sizes_are_refused(sizes: dict[str, int], message: str) -> None:
+def test_senseless_sizes_are_refused(sizes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        OrbV3(OrbV3Config(**sizes), cutoff=6.0)
+        OrbV3(OrbV3Config(**sizes), cutoff=6.0)  # type: ignore[arg-type]

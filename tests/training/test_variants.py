@@ -18,7 +18,9 @@ from triforces_deploy.training.evaluate import evaluate
 LATTICE = {"structure": {**MODEL["structure"], "lattice": True}}
 
 
-@pytest.mark.parametrize("change", [{"readout": "mean"}, {"readout": "total"}, LATTICE, {"max_neighbours": 3}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"readout": "mean"}, {"readout": "total"}, LATTICE, {"max_neighbours": 3}, {"direct": True}], ids=str
+)
 def test_it_trains_and_evaluates(change: dict[str, Any], tmp_path: Path) -> None:
     path = labels(tmp_path)
     plan = recipe(path, model=change, trainer={"steps": 6, "validate_every": 6})
