@@ -7,8 +7,12 @@
 #include "input.h"
 #include "lammps.h"
 
+#include <climits>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <dlfcn.h>
+#include <string>
 
 using namespace LAMMPS_NS;
 
@@ -45,6 +49,19 @@ Pair *create_mliap(LAMMPS *lmp)
   return new triforces::PairMliapUnified(lmp);
 }
 
+// LAMMPS makes its maps of styles anew for `clear`, and then calls this library again only if it finds it on its path.
+void stay_on_the_path()
+{
+  Dl_info here;
+  char file[PATH_MAX];
+  if (!dladdr(reinterpret_cast<void *>(&create_mliap), &here) || !realpath(here.dli_fname, file)) return;
+  const std::string folder = std::string(file).substr(0, std::string(file).find_last_of('/'));
+  const char *before = getenv("LAMMPS_PLUGIN_PATH");
+  const std::string path = before ? before : "";
+  if (path.find(folder) == std::string::npos)
+    setenv("LAMMPS_PLUGIN_PATH", (path.empty() ? folder : path + ":" + folder).c_str(), 1);
+}
+
 }    // namespace
 
 extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void *lammps, void *handle, void *registrar)
@@ -68,4 +85,5 @@ extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void *l
   const auto mliap = styles.find("mliap");
   if (mliap != styles.end() && mliap->second != &create_mliap) builtin_mliap = mliap->second;
   styles["mliap"] = &create_mliap;
+  stay_on_the_path();
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.lammps import cases
-from tests.lammps.harness import BIN, Host, opened, run
+from tests.lammps.harness import BIN, Host, run
 from triforces_deploy.errors import UserError
 from triforces_deploy.lammps_plugin.behind import Lammps, instance_behind, instance_in
 from triforces_deploy.lammps_plugin.mliap_rows import by_ids
@@ -50,26 +50,24 @@ def test_only_objects_of_lammps_are_looked_into() -> None:
         assert Lammps.behind(thing) is None
 
 
-def test_what_it_tells(tmp_path: Path) -> None:
-    """In an instance of its own: `clear` takes the name `mliap unified` away from it."""
-    with opened(tmp_path) as host:
-        host.load(cases.triclinic())
-        host("pair_style zero 4.0\npair_coeff * *\ncomm_modify cutoff 7.5\nrun 0")
-        found = Lammps(ctypes.CDLL(None), host.lmp.lmp.value)
-        n = host.lmp.extract_setting("nall")
-        assert n > 16
-        assert found.ids(n) is not None
-        np.testing.assert_array_equal(found.ids(n), host.lmp.numpy.extract_atom("id", nelem=n))
-        np.testing.assert_array_equal(found.types(n), host.lmp.numpy.extract_atom("type", nelem=n))
-        assert found.units() == "metal"
-        assert found.masses() == pytest.approx([28.085, 72.63], rel=1e-3)
-        assert not found.bonds_drop_pairs()
-        assert found.ghost_cutoff() == 7.5
-        assert found.communicator() is None
-        host("clear\nunits metal\natom_style bond\nregion r block 0 1 0 1 0 1\ncreate_box 1 r bond/types 1")
-        assert found.bonds_drop_pairs()
-        host("special_bonds lj/coul 1 1 1")
-        assert not found.bonds_drop_pairs()
+def test_what_it_tells(host: Host) -> None:
+    host.load(cases.triclinic())
+    host("pair_style zero 4.0\npair_coeff * *\ncomm_modify cutoff 7.5\nrun 0")
+    found = Lammps(ctypes.CDLL(None), host.lmp.lmp.value)
+    n = host.lmp.extract_setting("nall")
+    assert n > 16
+    assert found.ids(n) is not None
+    np.testing.assert_array_equal(found.ids(n), host.lmp.numpy.extract_atom("id", nelem=n))
+    np.testing.assert_array_equal(found.types(n), host.lmp.numpy.extract_atom("type", nelem=n))
+    assert found.units() == "metal"
+    assert found.masses() == pytest.approx([28.085, 72.63], rel=1e-3)
+    assert not found.bonds_drop_pairs()
+    assert found.ghost_cutoff() == 7.5
+    assert found.communicator() is None
+    host("clear\nunits metal\natom_style bond\nregion r block 0 1 0 1 0 1\ncreate_box 1 r bond/types 1")
+    assert found.bonds_drop_pairs()
+    host("special_bonds lj/coul 1 1 1")
+    assert not found.bonds_drop_pairs()
 
 
 def test_ghosts_stand_where_their_owners_do() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from ase import Atoms
 
 from tests.lammps import cases
-from tests.lammps.harness import Host, Result, expected, opened
+from tests.lammps.harness import Host, Result, expected, opened, run
 from tests.lammps.test_against_ase import check
+from triforces_deploy.lammps_plugin.build import LIBRARY
 from triforces_deploy.potential import Potential
 from triforces_deploy.units import LAMMPS_BAR
 
@@ -180,6 +182,21 @@ def test_two_instances_at_once(crystal: Host, tiny: Potential, tiny_artifact: Pa
         for instance in (second, crystal, second):
             check_where_it_is(instance, tiny)
     check_where_it_is(crystal, tiny)
+
+
+def test_clear_does_not_take_its_name_away(tiny_artifact: Path, tmp_path: Path) -> None:
+    """Loaded by hand, so that no path leads LAMMPS to it when `clear` makes the maps of styles anew."""
+    program = (
+        "import os, lammps\n"
+        f"path = os.environ.pop('LAMMPS_PLUGIN_PATH').split(':')[0] + '/{LIBRARY}'\n"
+        "host = lammps.lammps(cmdargs=['-log', 'none', '-screen', 'none'])\n"
+        "host.commands_string(f'plugin load {path}\\nclear\\nunits metal\\nregion r block 0 9 0 9 0 9\\ncreate_box 1 r')\n"
+        f"host.commands_string('pair_style mliap unified {tiny_artifact} 0\\npair_coeff * * Si\\nmass 1 28.085\\nrun 0')\n"
+        "print('energy', host.get_thermo('pe'))\n"
+    )
+    ended = run([sys.executable, "-c", program], tmp_path, 1, timeout=120)
+    assert ended.code == 0, ended.text
+    assert "energy 0.0" in ended.text
 
 
 def test_start_up_block(host: Host, tiny_artifact: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,32 +15,40 @@ from tests.running.small import write_case
 from triforces_deploy.running.run import Options, run
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quiet_ranks() -> Iterator[None]:
-    """As the other tests of LAMMPS have it."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The environment of other tests of LAMMPS' programs; what runs LAMMPS in this process later wants its own back."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET.items():
             patch.delenv(name, raising=False) if value is None else patch.setenv(name, value)
         yield
 
 
+@pytest.fixture(autouse=True)
+def quiet_ranks() -> Iterator[None]:
+    with quiet():
+        yield
+
+
 @pytest.fixture(scope="session")
-def reference(quiet_ranks: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing has interrupted."""
     folder = tmp_path_factory.mktemp("reference")
-    outcome = run(write_case(folder), Options(), progress=False)
+    with quiet():
+        outcome = run(write_case(folder), Options(), progress=False)
     assert (outcome.code, outcome.message) == (0, "")
     return folder
 
 
 @pytest.fixture(scope="session")
-def killed(quiet_ranks: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was killed at step 1500, with everything that belonged to it."""
     folder = tmp_path_factory.mktemp("killed")
     write_case(folder)
-    started = Started(folder)
-    started.kill_all()
-    started.end()
+    with quiet():
+        started = Started(folder)
+        started.kill_all()
+        started.end()
     return folder
 
 
