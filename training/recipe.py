@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from triforces_deploy.config import ModelConfig, read, read_yaml
 from triforces_deploy.errors import UserError
@@ -85,7 +85,9 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = True) -> Recipe:
-    """Read a recipe file, or one of the package by its bare name (minimal, demo, paper).
+    """Read a recipe file, or one of the package by its bare name (minimal, demo, paper, orb, esen, mace, …).
+
+    A recipe with the key ``base`` is put on top of the recipe that it names, key by key in each section.
 
     Args:
         path: the YAML file or the name.
@@ -96,13 +98,32 @@ def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = Tr
         UserError: no such file, not YAML, an unknown key or a value that cannot be.
     """
     found = _find(Path(path))
-    recipe = read(Recipe, read_yaml(found), found.name)
+    recipe = read(Recipe, _with_base(found), found.name)
     _check(recipe, found.name)
     if files:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, files=tuple(str(f) for f in files)))
     if not streams:
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, composition=None, structure=None))
     return recipe
+
+
+def _with_base(path: Path) -> dict[str, Any]:
+    """What a recipe says, and its base where it says nothing; a base has none itself, so that two files say it all."""
+    said = read_yaml(path)
+    if "base" not in said:
+        return said
+    base = said.pop("base")
+    if not isinstance(base, str):
+        raise UserError(f"{path.name}.base: expected the name of a recipe, got {base!r}")
+    beside = path.parent / base
+    found = _find(beside if beside.is_file() else Path(base))
+    below = read_yaml(found)
+    if "base" in below:
+        raise UserError(f"{path.name}.base: {found.name} has a base itself, {below['base']}; take that and say the rest")
+    for section, values in said.items():
+        both = isinstance(values, dict) and isinstance(below.get(section), dict)
+        below[section] = {**below[section], **values} if both else values
+    return below
 
 
 def _find(path: Path) -> Path:

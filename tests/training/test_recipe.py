@@ -18,7 +18,11 @@ from triforces_deploy.training.recipe import RECIPES, Recipe, load_recipe
 def test_the_recipes_of_the_package_build_a_model(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe == load_recipe(RECIPES / f"{name}.yaml")
-    smaller = {"orb_v3": {"latent": 16, "n_layers": 1, "mlp_hidden": 16}}[recipe.model.backbone.name]
+    smaller = {
+        "esen": {"channels": 4, "hidden": 4, "edge_channels": 4, "n_layers": 1},
+        "mace": {"channels": 2},
+        "orb_v3": {"latent": 16, "n_layers": 1, "mlp_hidden": 16},
+    }[recipe.model.backbone.name]
     options = {**recipe.model.backbone.options, **smaller}
     backbone = dataclasses.replace(recipe.model.backbone, options=options)
     assert Model(dataclasses.replace(recipe.model, backbone=backbone)).facts().elements == recipe.model.elements
@@ -85,7 +89,10 @@ def test_slips_of_the_pen(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_is_not_there() -> None:
-    with pytest.raises(UserError, match=r"dmo does not exist; expected .* one of the names demo, minimal, paper"):
+    with pytest.raises(
+        UserError,
+        match=r"dmo does not exist; expected .* one of the names demo, .*minimal, .*paper",
+    ):
         load_recipe("dmo")
 
 
@@ -94,3 +101,15 @@ def test_a_folder_of_that_name_does_not_hide_a_recipe(tmp_path: Path, monkeypatc
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_recipe("demo").model.elements == ("Si", "Ge")
+
+
+def test_a_base_is_changed_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: demo\nmodel: {cutoff: 4.0}\nseed: 3")
+    changed, demo = load_recipe(tmp_path / "mine.yaml"), load_recipe("demo")
+    assert changed == dataclasses.replace(demo, model=dataclasses.replace(demo.model, cutoff=4.0), seed=3)
+    (tmp_path / "next.yaml").write_text("base: mine.yaml")
+    with pytest.raises(UserError, match=r"next\.yaml\.base: mine\.yaml has a base itself, demo"):
+        load_recipe(tmp_path / "next.yaml")
+    (tmp_path / "odd.yaml").write_text("base: 3")
+    with pytest.raises(UserError, match=r"odd\.yaml\.base: expected the name of a recipe, got 3"):
+        load_recipe(tmp_path / "odd.yaml")
