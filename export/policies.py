@@ -112,7 +112,7 @@ def refuse_unfit(model: Model) -> None:
     if model.direct is not None:
         raise UserError(
             "this model predicts forces directly (model.direct: true); they are no derivative of its energy, which would drift "
-            "in molecular dynamics; fine-tune it with model.direct: false and export that"
+            "in molecular dynamics; fine-tune it with model.direct: false, and export what comes out"
         )
     bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
     if bad:

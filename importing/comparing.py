@@ -27,7 +27,7 @@ def results_of(made: Imported, atoms: Atoms) -> Results:
     calculator = TriForcesCalculator(as_trained(made.model), skin=0.0)
     calculator.calculate(atoms)
     results = {"energy": np.array(calculator.results["energy"] / len(atoms)), "forces": calculator.results["forces"]}
-    if atoms.cell.rank == 3:
+    if "stress" in calculator.results:
         results["stress"] = voigt_6_to_full_3x3_stress(calculator.results["stress"])
     return results
 
@@ -45,7 +45,7 @@ def few_structures(elements: tuple[str, ...]) -> list[Atoms]:
 
 
 def compared(path: Path, pairs: Sequence[tuple[Results, Results]], reference: str, tolerance: float) -> Parity:
-    """Largest differences over the largest values of all structures.
+    """Largest differences over the largest values of all structures that both have the quantity of.
 
     Args:
         path: the file, for the message.
@@ -58,9 +58,9 @@ def compared(path: Path, pairs: Sequence[tuple[Results, Results]], reference: st
     """
     worst = {}
     for quantity in ("energy", "forces", "stress"):
-        values = [(a[quantity], b[quantity]) for a, b in pairs if quantity in b]
-        scale = max(float(np.abs(b).max()) for _, b in values)
-        worst[quantity] = max(float(np.abs(a - b).max()) for a, b in values) / (scale or 1.0)
+        values = [(a[quantity], b[quantity]) for a, b in pairs if quantity in a and quantity in b]
+        scale = max((float(np.abs(b).max()) for _, b in values), default=0.0)
+        worst[quantity] = max((float(np.abs(a - b).max()) for a, b in values), default=0.0) / (scale or 1.0)
     for quantity, value in worst.items():
         if not value <= tolerance:
             raise UserError(f"{path}: imported {quantity} differ from {reference} by {value:.2e} relative; report this model")

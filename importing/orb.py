@@ -45,12 +45,11 @@ def import_orb(path: Path, head: str | None, elements: Sequence[str] | None) -> 
     weights = read_weights(path, WHAT)
     config, hidden = sizes(weights, name), head_hidden(weights)
     direct = "heads.forces.mlp.NN-0.weight" in weights
-    if direct and "heads.stress.mlp.NN-0.weight" not in weights:
-        raise UserError(f"{name} predicts forces directly and no stress, as models of molecules do: not represented")
-    state = converted(weights, config, len(hidden), direct, name)
+    read_off = tuple(kind for kind in ("forces", "stress") if direct and f"heads.{kind}.mlp.NN-0.weight" in weights)
+    state = converted(weights, config, len(hidden), read_off, name)
     state |= _energies(weights, name)
-    if direct:
-        state |= _direct(weights, state, len(hidden), name)
+    for kind in read_off:
+        state |= _direct(kind, weights, state, len(hidden), name)
     model_config = ModelConfig(
         elements=_elements(weights[REFERENCES], elements, name),
         cutoff=CUTOFF,
@@ -60,6 +59,7 @@ def import_orb(path: Path, head: str | None, elements: Sequence[str] | None) -> 
         head_hidden=hidden,
         readout="mean",
         direct=direct,
+        direct_stress=not direct or "stress" in read_off,
         max_neighbours=FEW[1] if FEW[0] in path.name else None,
         zbl=True,
         zbl_form="orb" if direct else "orb-mean",
@@ -86,21 +86,18 @@ def _energies(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {"references": references, "scale": deviation}
 
 
-def _direct(weights: Mapping[str, Tensor], state: Mapping[str, Tensor], n_hidden: int, name: str) -> dict[str, Tensor]:
-    """The last layers of the direct heads in eV, Å; their normalisers become part of them."""
-    shift, of_forces = _normaliser(weights, "heads.forces.normalizer", name)
-    (mean, spread), (mean_off, spread_off) = (
-        _normaliser(weights, f"heads.stress.{part}_normalizer", name) for part in ("diag", "offdiag")
-    )
-    means, spreads = torch.stack([mean] * 3 + [mean_off] * 3), torch.stack([spread] * 3 + [spread_off] * 3)
-    forces, stress = (f"direct.{kind}.{2 * n_hidden}." for kind in ("forces", "stress"))
-    return {
-        f"{forces}weight": state[f"{forces}weight"] * of_forces,
-        f"{forces}bias": state[f"{forces}bias"] * of_forces,
-        f"{stress}weight": state[f"{stress}weight"] * spreads[:, None],
-        f"{stress}bias": state[f"{stress}bias"] * spreads + means,
-        "direct.shift": shift,
-    }
+def _direct(
+    kind: str, weights: Mapping[str, Tensor], state: Mapping[str, Tensor], n_hidden: int, name: str
+) -> dict[str, Tensor]:
+    """The last layer of a direct head in eV, Å; its normaliser becomes part of it, but for the mean of forces."""
+    last = f"direct.{kind}.{2 * n_hidden}."
+    weight, bias = state[f"{last}weight"], state[f"{last}bias"]
+    if kind == "forces":
+        shift, spread = _normaliser(weights, "heads.forces.normalizer", name)
+        return {f"{last}weight": weight * spread, f"{last}bias": bias * spread, "direct.shift": shift}
+    parts = [_normaliser(weights, f"heads.stress.{part}_normalizer", name) for part in ("diag", "offdiag")]
+    means, spreads = (torch.stack([part[k] for part in parts for _ in range(3)]) for k in (0, 1))
+    return {f"{last}weight": weight * spreads[:, None], f"{last}bias": bias * spreads + means}
 
 
 def _normaliser(weights: Mapping[str, Tensor], prefix: str, name: str) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def head_hidden(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
     return tuple(weights[pattern.format(k)].shape[0] for k in range(_count(weights, pattern) - 1))
 
 
-def rows(config: OrbV3Config, n_hidden: int, direct: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
+def rows(config: OrbV3Config, n_hidden: int, read_off: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Our name of every tensor and their name; where there are two of theirs, ours is the one on top of the other."""
     yield "interaction.embedding.weight", ("model.atom_emb.embeddings.weight",)
     depth = config.mlp_depth + 1
@@ -74,17 +74,26 @@ def rows(config: OrbV3Config, n_hidden: int, direct: bool) -> Iterator[tuple[str
         for number in ("charge", "spin"):
             yield f"interaction.system.{number}.frequencies", (f"model.conditioner.{number}_embedding.W",)
     yield from _perceptron("head.layers", "heads.energy.mlp", n_hidden + 1)
-    for kind in ("forces", "stress") if direct else ():
+    for kind in read_off:
         yield from _perceptron(f"direct.{kind}", f"heads.{kind}.mlp", n_hidden + 1)
 
 
-def converted(weights: Mapping[str, Tensor], config: OrbV3Config, n_hidden: int, direct: bool, name: str) -> dict[str, Tensor]:
+def converted(
+    weights: Mapping[str, Tensor], config: OrbV3Config, n_hidden: int, read_off: Sequence[str], name: str
+) -> dict[str, Tensor]:
     """Our weights from theirs, float64, as they are; scales and references are put to them in orb.py.
+
+    Args:
+        weights: theirs.
+        config: of the trunk.
+        n_hidden: hidden layers of every head.
+        read_off: what has a direct head.
+        name: of the file, for messages.
 
     Raises:
         UserError: a tensor that is missing, or one of theirs that nothing here reads.
     """
-    table = dict(rows(config, n_hidden, direct))
+    table = dict(rows(config, n_hidden, read_off))
     used = {key for theirs in table.values() for key in theirs}
     for key in sorted(used):
         if key not in weights:

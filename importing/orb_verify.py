@@ -72,6 +72,7 @@ def _options(made: Imported) -> dict[str, Any]:
         "head_mlp_depth": len(config.head_hidden),
         "num_message_passing_steps": ours.n_layers,
         "has_charge_spin_cond": ours.system != "none",
+        "has_stress": config.direct_stress,
     }
 
 
@@ -81,4 +82,4 @@ def _theirs(calculator: Any, atoms: Atoms, made: Imported) -> Results:
     calculator.calculate(atoms)
     found = calculator.results
     results: Results = {"energy": np.array(float(found["energy"]) / len(atoms)), "forces": found["forces"]}
-    return results | ({"stress": voigt_6_to_full_3x3_stress(found["stress"])} if atoms.pbc.all() else {})
+    return results | ({"stress": voigt_6_to_full_3x3_stress(found["stress"])} if atoms.pbc.all() and "stress" in found else {})

@@ -135,3 +135,13 @@ def test_a_direct_model_says_so_and_runs_on_one_rank() -> None:
 def test_no_forces_can_be_read_off_invariants() -> None:
     with pytest.raises(UserError, match=r"model\.direct: mace gives nothing that turns with the structure"):
         tiny_model(dataclasses.replace(TINY, direct=True, backbone=BackboneConfig("mace", {"channels": 2})))
+
+
+def test_a_conservative_model_takes_over_all_but_the_heads() -> None:
+    """What is pretrained directly has the energies of a model that can be fine-tuned with derivatives and deployed."""
+    model = tiny_model(dataclasses.replace(TINY, direct=True))
+    heir = tiny_model(TINY, seed=1)
+    heir.load_state_dict({key: t for key, t in model.state_dict().items() if not key.startswith("direct.")})
+    graph = graph_from_atoms(crystal(), TINY.cutoff)
+    torch.testing.assert_close(heir(graph), model.directly(graph)[0], rtol=1e-13, atol=0)
+    assert heir.facts().conservative

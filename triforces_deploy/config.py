@@ -86,6 +86,8 @@ class ModelConfig:
     direct: bool = False
     """Read forces and stress off the features, with heads of the same widths, instead of differentiating the energy: faster,
     not conservative, for pretraining and comparison. Export refuses it."""
+    direct_stress: bool = True
+    """Whether those heads predict stress too; not so in some imported models, and such are not trained."""
     max_neighbours: int | None = None
     """Keep only so many nearest neighbours of each atom, ties included; no limit is smoother. See neighbour_cap.py."""
     zbl: bool = False
@@ -116,6 +118,10 @@ class ModelConfig:
         if self.composition is not None and self.composition.table:
             raise UserError(
                 "model.composition.table is made by `tfdeploy export`; leave it out to train the composition stream"
+            )
+        if self.direct and not self.direct_stress:
+            raise UserError(
+                "model.direct_stress: false is for imported models; leave it out, or train with model.direct: false"
             )
         if self.zbl_overlay:
             raise UserError(

@@ -41,7 +41,7 @@ class Evaluation(NamedTuple):
     """(N, 3) float64, eV/Å. Where direct heads predict them: no derivative of the energies, unlike ``edge_forces``."""
 
     stress: Tensor | None = None
-    """(G, 3, 3) float64, eV/Å³. Likewise; of a structure without volume it means nothing."""
+    """(G, 3, 3) float64, eV/Å³. Likewise; NaN where no head predicts it."""
 
 
 def evaluate(energies_of: Callable[[Graph], Tensor], graph: Graph, create_graph: bool = False) -> Derivative:

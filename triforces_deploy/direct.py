@@ -36,7 +36,7 @@ class Direct(NamedTuple):
     forces: Tensor
     """(N, 3) eV/Å."""
     stress: Tensor
-    """(G, 3, 3) eV/Å³, symmetric, in ASE's sign."""
+    """(G, 3, 3) eV/Å³, symmetric, in ASE's sign; NaN where there is no head for it."""
 
 
 class DirectHeads(nn.Module):
@@ -56,16 +56,17 @@ class DirectHeads(nn.Module):
         width: of h.
         hidden: widths of the layers of both perceptrons.
         channels: c; 0 for the first kind.
+        stress: whether there is a head for it.
     """
 
     shift: Tensor
     """() eV/Å, c: the mean of all components of the labels, which some public models add."""
 
-    def __init__(self, width: int, hidden: Sequence[int], channels: int) -> None:
+    def __init__(self, width: int, hidden: Sequence[int], channels: int, stress: bool) -> None:
         super().__init__()
         self.channels, self.widest = channels, max([width, *hidden])
         self.forces = mlp([width, *hidden, channels or 3])
-        self.stress = mlp([width, *hidden, channels + 1 if channels else 6])
+        self.stress = mlp([width, *hidden, channels + 1 if channels else 6]) if stress else None
         self.register_buffer("shift", torch.zeros(()))
 
     def forward(self, streams: Sequence[Tensor], harmonics: Tensor | None, graph: Graph) -> Direct:
@@ -75,14 +76,22 @@ class DirectHeads(nn.Module):
             forces = of_atoms.to(torch.float64)
             mean, _ = mean_over_atoms(forces, graph)
             forces = forces - mean.index_select(0, graph.batch) + self.shift
+        else:
+            forces = torch.einsum("nc,nxc->nx", of_atoms, harmonics[:, 1:4]).to(torch.float64)
+        return Direct(forces, self._stress(streams, harmonics, graph))
+
+    def _stress(self, streams: Sequence[Tensor], harmonics: Tensor | None, graph: Graph) -> Tensor:
+        head = self.stress
+        if head is None:
+            return torch.full_like(graph.cell, float("nan"))
+        if harmonics is None:
             pooled, _ = mean_over_atoms(torch.cat(list(streams), dim=1), graph)
-            return Direct(forces, cast(Tensor, self.stress(pooled))[:, VOIGT].to(torch.float64))
-        forces = torch.einsum("nc,nxc->nx", of_atoms, harmonics[:, 1:4])
-        gates = over_atoms(lambda *h: self.stress(torch.cat(h, dim=1)), *streams, widest=self.widest)
+            return cast(Tensor, head(pooled))[:, VOIGT].to(torch.float64)
+        gates = over_atoms(lambda *h: head(torch.cat(h, dim=1)), *streams, widest=self.widest)
         of_degree_2 = torch.einsum("nc,nmc->nm", gates[:, 1:], harmonics[:, 4:9])
         mean, _ = mean_over_atoms(torch.cat([gates[:, :1], of_degree_2], dim=1).to(torch.float64), graph)
         isotropic = mean[:, :1, None] * torch.eye(3).to(mean)
-        return Direct(forces.to(torch.float64), isotropic + torch.einsum("gm,mxy->gxy", mean[:, 1:], mean.new_tensor(DEGREE_2)))
+        return isotropic + torch.einsum("gm,mxy->gxy", mean[:, 1:], mean.new_tensor(DEGREE_2))
 
 
 def without_torque(forces: Tensor, positions: Tensor) -> Tensor:

@@ -202,7 +202,8 @@ def _build_direct(config: ModelConfig, width: int, backbone: Backbone) -> Direct
             f"model.direct: {config.backbone.name} gives nothing that turns with the structure, vectors and tensors, so that "
             "no forces and stress can be read off its features; set it to false"
         )
-    return DirectHeads(width, config.head_hidden, backbone.width if backbone.directions == "harmonics" else 0)
+    channels = backbone.width if backbone.directions == "harmonics" else 0
+    return DirectHeads(width, config.head_hidden, channels, config.direct_stress)
 
 
 def _build_backbone(config: ModelConfig, numbers: list[int]) -> Backbone:

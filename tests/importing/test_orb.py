@@ -168,7 +168,7 @@ def wider(weights: Weights) -> None:
         (without("model.atom_emb.embeddings.weight"), "conservative", "expected the weights of an Orb-v3 model"),
         (without("heads.energy.normalizer.bn.running_var"), "conservative", "has no heads.energy.normalizer.bn.running_var"),
         (lambda w: w["heads.forces.normalizer.bn.running_var"].zero_(), "direct", "no mean and positive variance"),
-        (without("heads.stress.mlp.NN-0.weight"), "direct", "directly and no stress"),
+        (without("heads.stress.mlp.NN-1.weight"), "direct", "has no heads.stress.mlp.NN-1.weight"),
         (wider, "conservative", "head.layers.2.weight does not fit the sizes"),
     ],
 )
@@ -192,3 +192,18 @@ def test_elements_can_be_chosen_and_charges_are_said(public: Path) -> None:
     assert made.model.config.elements == ("Si", "C")
     assert made.said == {"class": "Orb-v3 conservative", "charge": 0, "spin": 1}
     assert made.model.config.head_hidden == (10,)
+
+
+def test_direct_models_of_molecules_have_no_stress(public: Path, tmp_path: Path) -> None:
+    def leave_out_stress(weights: Weights) -> None:
+        for key in [key for key in weights if key.startswith("heads.stress.")]:
+            del weights[key]
+
+    import_file("orb", changed(public, tmp_path / "x.ckpt", leave_out_stress, "direct"), tmp_path / "orb.ckpt")
+    calculator = TriForcesCalculator.of_checkpoint(tmp_path / "orb.ckpt")
+    numbers = golden("direct")
+    calculator.calculate(structure(numbers, "crystal"))
+    np.testing.assert_allclose(calculator.results["forces"], numbers["forces/crystal"], rtol=0, atol=1e-12)
+    assert "stress" not in calculator.results
+    with pytest.raises(UserError, match="direct_stress: false is for imported models"):
+        checkpoint.load(tmp_path / "orb.ckpt")[0].config.refuse_frozen()
