@@ -34,7 +34,7 @@ def import_orb(path: Path, head: str | None, elements: Sequence[str] | None) -> 
     Args:
         path: the file.
         head: None; there is but one.
-        elements: only these, in this order. None keeps all that have a reference energy: no other was trained on.
+        elements: only these, in this order. None keeps all that have a reference energy.
 
     Raises:
         UserError: no such file, or what it holds is not represented here.
@@ -44,7 +44,9 @@ def import_orb(path: Path, head: str | None, elements: Sequence[str] | None) -> 
         raise UserError(f"--head {head}: Orb-v3 models have one head; leave the option out")
     weights = read_weights(path, WHAT)
     config, hidden = sizes(weights, name), head_hidden(weights)
-    direct = "heads.forces.mlp.NN-0.weight" in weights
+    direct = "grad_forces_normalizer.bn.running_var" not in weights  # which every conservative one has
+    if direct and "heads.forces.mlp.NN-0.weight" not in weights:
+        raise UserError(f"{name} is neither conservative nor has it a head of forces; expected {WHAT}")
     read_off = tuple(kind for kind in ("forces", "stress") if direct and f"heads.{kind}.mlp.NN-0.weight" in weights)
     state = converted(weights, config, len(hidden), read_off, name)
     state |= _energies(weights, name)

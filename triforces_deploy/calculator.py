@@ -88,6 +88,6 @@ def _results(result: derivatives.Evaluation, graph: Graph, positions: Tensor) ->
         results["energies_std"] = result.uncertainty.numpy()
     if not free:
         stress = derivatives.stress(result.edge_forces, graph) if stress is None else stress
-    if not free and not bool(stress.isnan().any()):
-        results["stress"] = full_3x3_to_voigt_6_stress(stress[0].numpy())
+        if not bool(stress.isnan().any()):
+            results["stress"] = full_3x3_to_voigt_6_stress(stress[0].numpy())
     return results

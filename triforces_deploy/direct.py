@@ -1,7 +1,7 @@
 """Forces and stress that are read off the features instead of being derivatives of the energy.
 
-They cost one pass forward and no backward, and they are not conservative: molecular dynamics with them gains or loses energy.
-Such models are pretrained and compared with; export refuses them.
+In training they spare the second derivative, and they are not conservative: molecular dynamics with them gains or loses energy.
+Such models are pretrained and compared with; export refuses them. A potential differentiates the energy all the same.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DirectHeads(nn.Module):
 
     Where the features know directions themselves, with perceptrons φ and ψ:
 
-        F_i = φ(h_i) − mean of φ + c,    σ = ψ(h̄)   (xx, yy, zz, yz, xz, xy)
+        F_i = φ(h_i) − mean of φ + b,    σ = ψ(h̄)   (xx, yy, zz, yz, xz, xy)
 
     Where the backbone has vectors v_ic and harmonics t_ic of degree 2 beside invariant features, with c channels:
 
@@ -55,12 +55,12 @@ class DirectHeads(nn.Module):
     Args:
         width: of h.
         hidden: widths of the layers of both perceptrons.
-        channels: c; 0 for the first kind.
+        channels: their number; 0 for the first kind.
         stress: whether there is a head for it.
     """
 
     shift: Tensor
-    """() eV/Å, c: the mean of all components of the labels, which some public models add."""
+    """() eV/Å, b: the mean of all components of the labels, which some public models add."""
 
     def __init__(self, width: int, hidden: Sequence[int], channels: int, stress: bool) -> None:
         super().__init__()

@@ -169,6 +169,12 @@ def wider(weights: Weights) -> None:
         (without("heads.energy.normalizer.bn.running_var"), "conservative", "has no heads.energy.normalizer.bn.running_var"),
         (lambda w: w["heads.forces.normalizer.bn.running_var"].zero_(), "direct", "no mean and positive variance"),
         (without("heads.stress.mlp.NN-1.weight"), "direct", "has no heads.stress.mlp.NN-1.weight"),
+        (without("heads.forces.mlp.NN-0.weight"), "direct", "neither conservative nor has it a head of forces"),
+        (
+            lambda w: w.update({"heads.forces.mlp.NN-0.weight": torch.zeros(1)}),
+            "conservative",
+            "heads.forces.mlp.NN-0.weight, wh",
+        ),
         (wider, "conservative", "head.layers.2.weight does not fit the sizes"),
     ],
 )
