@@ -85,12 +85,11 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = True) -> Recipe:
-    """Read a recipe file, or one of the package by its bare name (minimal, demo, paper, orb, esen, mace, …).
-
-    A recipe with the key ``base`` is put on top of the recipe that it names, key by key in each section.
+    """Read a recipe file, or one of the package by its bare name (minimal, demo, paper).
 
     Args:
-        path: the YAML file or the name.
+        path: the YAML file or the name. With the key ``base`` it is put on top of the recipe that this names, key by key in
+            each section.
         files: labelled structures that take the place of ``data.files``.
         streams: False leaves the composition and the structure stream out, for comparison.
 

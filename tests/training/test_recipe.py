@@ -90,10 +90,7 @@ def test_slips_of_the_pen(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_is_not_there() -> None:
-    with pytest.raises(
-        UserError,
-        match=r"dmo does not exist; expected .* one of the names demo, .*minimal, .*paper",
-    ):
+    with pytest.raises(UserError, match=r"dmo does not exist; expected .* one of the names demo, .*minimal, .*paper"):
         load_recipe("dmo")
 
 
