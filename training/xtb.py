@@ -68,7 +68,7 @@ class XtbReference:
         """Structures along a minimisation at fixed cell, after so many more steps each (BFGS); fewer where it fails."""
         own = self._ready(atoms)
         optimizer = BFGS(own, logfile=None)
-        return _path(own, atoms, [partial(optimizer.run, FORCE_AT_REST, sum(pieces[: k + 1])) for k in range(len(pieces))])
+        return _path(own, atoms, [partial(optimizer.run, FORCE_AT_REST, n) for n in pieces])
 
     def dynamics(self, atoms: Atoms, kelvin: float, frames: int, every: int, seed: int, langevin: bool) -> list[Atoms]:
         """Structures along molecular dynamics of 1 fs steps, one every so many; arguments as of the other reference.
