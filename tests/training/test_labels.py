@@ -189,7 +189,10 @@ def test_pairs_and_interstitials_and_compounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"potential": "Si.tersoff"}, "potential 'Si.tersoff' is unknown; choose one of SiCGe.tersoff, Si.sw"),
+        (
+            {"potential": "Si.tersoff"},
+            "potential 'Si.tersoff' is unknown; choose one of SiCGe.tersoff, Si.sw, GFN1-xTB, GFN2-xTB",
+        ),
         ({"hosts": ("Sic",)}, "host 'Sic' is unknown; choose one of Si"),
         ({"hosts": ()}, "must each name at least one"),
         ({"potential": "Si.sw", "hosts": ("SiC",)}, "Si.sw holds Si; it cannot label C; change hosts or substitutes"),
