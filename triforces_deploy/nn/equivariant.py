@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from triforces_deploy.nn.couplings import Product, coupling, couplings
+from triforces_deploy.nn.small_products import small_product
 
 Array = NDArray[np.float64]
 
@@ -94,24 +95,20 @@ class EdgeProducts:
 
     @staticmethod
     def _matrix(l1: int, l2: int, l3: int, l_max: int) -> Array:
-        """((l_max+1)², (2l1+1)·(2l3+1)): harmonics → the matrix that acts on x_l1, column after column."""
-        matrix = np.zeros(((l_max + 1) ** 2, 2 * l1 + 1, 2 * l3 + 1))
-        matrix[of_degree(l2)] = coupling(l1, l2, l3).transpose(2, 1, 0)
+        """((l_max+1)², (2l3+1)·(2l1+1)): harmonics → the matrix that acts on x_l1."""
+        matrix = np.zeros(((l_max + 1) ** 2, 2 * l3 + 1, 2 * l1 + 1))
+        matrix[of_degree(l2)] = coupling(l1, l2, l3).transpose(2, 0, 1)
         return matrix.reshape(len(matrix), -1)
 
     def __call__(self, x: Tensor, harmonics: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         """(E, (l_in+1)², K), (E, (l_max+1)²) and (E, paths, K) → for each path (E, 2l3+1, K).
 
-        Weights come first: there are fewer rows of x than of the result. A matrix acts column by column, since products of
-        small matrices, one for each edge, cost a library several times as much.
+        Weights come first: there are fewer rows of x than of the result.
         """
         results = []
         matrices = (harmonics @ table(self._table, x)).split(self._sizes, dim=1)
         for (l1, _, l3), weight, matrix in zip(self.paths, weights.unbind(1), matrices, strict=True):
-            columns = matrix.split(2 * l3 + 1, dim=1)
-            rows = x[:, of_degree(l1)].unbind(1)
-            first, *rest = (c[:, :, None] * (weight * row)[:, None] for c, row in zip(columns, rows, strict=True))
-            results.append(sum(rest, first))
+            results.append(small_product(matrix.unflatten(1, (2 * l3 + 1, -1)), x[:, of_degree(l1)] * weight[:, None]))
         return tuple(results)
 
 
