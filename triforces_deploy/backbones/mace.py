@@ -231,7 +231,7 @@ class Layer(nn.Module):
         return messages if self.density is None else (*messages, torch.tanh(self.density(radial).square()))
 
     def update(self, of_elements: Tensor | None, nodes: Tensor, elements: Tensor, *sums: Tensor) -> Tensor:
-        """New features of atoms, flat, from old ones and what their edges added; and what the elements have sent, if anything."""
+        """New features of atoms, flat, from old ones and what their edges added, sums by element where elements have sent."""
         if of_elements is None:
             messages = sums[: len(self.products.paths)]
         else:

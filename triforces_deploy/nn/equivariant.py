@@ -28,7 +28,7 @@ def of_degree(degree: int) -> slice:
 
 def table(array: Array, like: Tensor) -> Tensor:
     """Constants in the type of a tensor. They are no buffers, which a change of precision and back would round."""
-    return torch.from_numpy(array).to(dtype=like.dtype, device=like.device)
+    return torch.from_numpy(np.ascontiguousarray(array)).to(dtype=like.dtype, device=like.device)
 
 
 class DegreeLinear(nn.Module):
