@@ -69,13 +69,15 @@ def main() -> None:
     parser.add_argument(
         "--forms", nargs="+", default=["eager", "compile", "blocks", "aoti"], help="of both sides, where they have them"
     )
+    parser.add_argument("--folder", type=Path, help="where models and compiled forms are kept for the next race")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
         for rival, python in (item.split("=", 1) for item in options.python):
-            rows += race(rival, python, Path(folder), options)
+            rows += race(rival, python, folder, options)
     (HERE / "results").mkdir(exist_ok=True)
     with (HERE / "results" / "race.jsonl").open("a") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -85,8 +87,9 @@ def main() -> None:
 def race(rival: str, python: str, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every form of both, at every size and precision."""
     script, forms = RIVALS[rival]
-    answered = once(Contender(python, script, ["make", str(folder / rival)], options.threads))
-    assert "error" not in answered, answered
+    if not (folder / rival).is_dir():
+        answered = once(Contender(python, script, ["make", str(folder / rival)], options.threads))
+        assert "error" not in answered, answered
     rows = []
     for precision in options.precision:
         for n_atoms in options.atoms:

@@ -58,7 +58,7 @@ class EdgeFrames(nn.Module):
         w, a, b = (_powers(t, self.power) @ pick(t) for t, pick in zip(quaternion, self.pick, strict=True))
         monomials = w * a * b
         table, signs = cast(Tensor, self.coefficients(unit)), cast(Tensor, self.signs(unit))
-        return (monomials @ table) * torch.where(down[:, None], signs, torch.ones_like(signs))
+        return cast(Tensor, monomials @ table) * torch.where(down[:, None], signs, torch.ones_like(signs))
 
     def matrices(self, entries: Tensor) -> list[Tensor]:
         """For each degree 1 … l_max the matrices, (E, rows, 2l+1)."""

@@ -147,7 +147,8 @@ class SymmetricContraction(nn.Module):
         for products in self.plan.levels[1:]:
             levels.append(_multiplied(levels[-1], products, factors))
         results = [self._summed(degree, levels, elements) for degree in range(len(self.plan.terms))]
-        return torch.cat(results).unflatten(1, (-1, x.shape[2])).transpose(0, 1)
+        joined: Tensor = torch.cat(results).unflatten(1, (-1, x.shape[2])).transpose(0, 1)
+        return joined
 
     def _summed(self, degree: int, levels: list[list[Tensor]], elements: Tensor) -> Tensor:
         """B_L of one degree, (2L+1, N · K)."""
