@@ -152,7 +152,7 @@ class MACE(Backbone):
 
         update = partial(layer.update, layer.send(self.embedding) if layer.by_elements else None)
         m = over_edges(on_edges, graph.edge_index, nodes.shape[0], edges, ends, layer.widest)
-        return over_atoms(update, nodes, elements, *m.to_centre, widest=layer.widest), m.edges
+        return over_atoms(update, nodes, elements, *m.to_centre, widest=layer.polynomials.widest), m.edges
 
     def encode(self, vectors: Tensor, *radii: Tensor) -> tuple[Tensor, Tensor]:
         """Radial functions × envelope, (E, n_bessel), and harmonics, (E, (l_max+1)²), of edge vectors (E, 3).

@@ -133,6 +133,7 @@ class SymmetricContraction(nn.Module):
         super().__init__()
         self.plan = couplings(l_max, l_out, order)
         self.l_max = l_max
+        self.widest = channels * sum(2 * product.degree + 1 for level in self.plan.levels for product in level)
         sizes = [(n_elements, len(of_result), channels) for of_result in self.plan.terms]
         self.weights = nn.ParameterList([torch.randn(size) / size[1] for size in sizes])
 
