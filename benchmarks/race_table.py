@@ -1,7 +1,8 @@
 """Table and picture of benchmarks/race.py: ``python benchmarks/race_table.py`` reads results/race.jsonl.
 
-Of each contender, form, precision and size the fastest measurement counts: what else runs on a machine only slows down. Writes results/race.md and results/race.png. The
-largest cell is an extrapolation: 20 GiB over the bytes per atom at the largest size that was measured.
+Of each contender, form, precision and size the fastest measurement counts, since whatever else runs on a machine only slows
+them down. Writes results/race.md and results/race.png. The largest cell is an extrapolation: 20 GiB over the bytes per atom
+at the size that was measured.
 """
 
 from __future__ import annotations
