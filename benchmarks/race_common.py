@@ -48,7 +48,11 @@ def serve(make: Callable[[Path], None], prepare: Callable[[str, Path, str, Atoms
     clock = time.process_time if os.environ["OMP_NUM_THREADS"] == "1" else time.perf_counter
     for _ in sys.stdin:
         start = clock()
-        energy, forces = evaluate()
+        try:
+            energy, forces = evaluate()
+        except Exception as error:
+            print(json.dumps({"error": f"{type(error).__name__}: {error}"[:200]}), file=answers, flush=True)
+            return
         seconds = clock() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
         found = {"seconds": seconds, "peak_bytes": peak, "energy": energy, "force": float(np.sqrt(np.mean(forces**2)))}

@@ -1,4 +1,4 @@
-"""mace-torch as a contender of benchmarks/race.py: its medium size, random weights, eager or as TorchScript."""
+"""mace-torch as a contender of benchmarks/race.py: its medium size, random weights; eager, TorchScript, torch.compile."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from e3nn import o3
 from e3nn.util import jit
 from mace import data, modules
 from mace.tools import AtomicNumberTable, torch_geometric
+from mace.tools.compile import prepare as simplified
+from mace.tools.scripts_utils import extract_model
 from race_common import Evaluate, serve
 
 NUMBERS = [14]
@@ -50,6 +52,8 @@ def prepare(form: str, folder: Path, precision: str, atoms: Atoms) -> Evaluate:
     model = torch.load(folder / "public.model", weights_only=False).to(dtype).eval()
     if form == "torchscript":
         model = jit.compile(model)
+    if form == "compile":
+        model = torch.compile(simplified(extract_model)(model=model, map_location="cpu").eval())
     config = data.config_from_atoms(atoms)
     graph = data.AtomicData.from_config(config, z_table=AtomicNumberTable(NUMBERS), cutoff=CUTOFF)
     batch = next(iter(torch_geometric.dataloader.DataLoader([graph], batch_size=1))).to_dict()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -18,7 +19,7 @@ from triforces_deploy.backbones.base import Backbone
 from triforces_deploy.errors import UserError
 from triforces_deploy.exchange import exchange
 from triforces_deploy.graph import N_NUMBERS, Graph
-from triforces_deploy.nn.edge_frames import EdgeFrames
+from triforces_deploy.nn.edge_frames import EdgeFrames, into_frames, out_of_frames
 from triforces_deploy.nn.irreps import GridFeedForward, IrrepsNorm, SpectralFeedForward
 from triforces_deploy.nn.message_passing import Ends, Messages, over_atoms, over_edges
 from triforces_deploy.nn.pair_radial import PairRadial
@@ -160,7 +161,7 @@ class ESEN(Backbone):
         sums, edges = self._start(graph, kinds)
         x = torch.cat([sums[:, :1] + scalars[:, None], sums[:, 1:]], dim=1)
         for layer in self.layers:
-            x = cast(Layer, layer)(x, system, kinds, edges, graph.edge_index)
+            x = cast(Layer, layer)(x, system, kinds, edges, graph.edge_index, self.frames)
         return over_atoms(self.norm, x, widest=x.shape[1] * x.shape[2])
 
     def _kinds(self, numbers: Tensor) -> Kinds:
@@ -172,17 +173,18 @@ class ESEN(Backbone):
 
         def on_edges(vectors: Tensor, at_centre: Tensor, at_neighbour: Tensor) -> Messages:
             frames, basis, envelope = self.edge_inputs(vectors)
-            radial = self.degree(basis, at_centre, at_neighbour).unflatten(1, (n_degrees, -1))
-            back = (frames[:, :n_degrees] * (envelope / DEGREE_SCALE)[:, :, None]).transpose(1, 2)
-            return Messages((frames, basis, envelope), (torch.bmm(back, radial),))
+            radial = self.degree(basis, at_centre, at_neighbour) * (envelope / DEGREE_SCALE)
+            rows = radial.unflatten(1, (n_degrees, -1)).split(1, dim=1)
+            scalars = [matrix[:, :1] for matrix in self.frames.matrices(frames)]
+            return Messages((frames, basis, envelope), tuple(out_of_frames(scalars, list(rows))))
 
         vectors = graph.edge_vector.to(self.embedding.weight.dtype)
         widest = n_degrees**2 * self.config.channels
         m = over_edges(on_edges, graph.edge_index, graph.numbers.shape[0], (vectors,), kinds.ends(self.degree), widest)
-        return m.to_centre[0], m.edges
+        return torch.cat(m.to_centre, dim=1), m.edges
 
     def edge_inputs(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Edge vectors (E, 3) → frames (E, rows, (l_max+1)²), Gaussians (E, n_gaussians) and envelopes (E, 1)."""
+        """Edge vectors (E, 3) → frames (E, n), Gaussians (E, n_gaussians) and envelopes (E, 1)."""
         r = lengths(vectors)
         basis = gaussians(r, self.cutoff, self.config.n_gaussians, GAUSSIAN_WIDTH)
         return self.frames(vectors / r[:, None]), basis, polynomial_envelope(r, self.cutoff, ENVELOPE_POWER)[:, None]
@@ -217,7 +219,15 @@ class Layer(nn.Module):
         else:
             self.feed_forward = GridFeedForward(l_max, channels, hidden, config.grid_resolution)
 
-    def forward(self, x: Tensor, system: Tensor | None, kinds: Kinds, edges: tuple[Tensor, ...], edge_index: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        system: Tensor | None,
+        kinds: Kinds,
+        edges: tuple[Tensor, ...],
+        edge_index: Tensor,
+        frames: EdgeFrames,
+    ) -> Tensor:
         """New coefficients from old ones, (N, (l_max+1)², C)."""
         size = x.shape[1] * x.shape[2]
         normed = over_atoms(self.message_norm, x, widest=size)
@@ -225,12 +235,13 @@ class Layer(nn.Module):
             normed = torch.cat([normed[:, :1] + system, normed[:, 1:]], dim=1)
         normed = exchange(normed.flatten(1)).unflatten(1, x.shape[1:])
         ends = (*kinds.ends(self.radial), Ends(normed, _itself, _itself))
-        m = over_edges(self.messages, edge_index, x.shape[0], edges, ends, 2 * size)
+        m = over_edges(partial(self.messages, frames), edge_index, x.shape[0], edges, ends, 2 * size)
         return over_atoms(self._update, x, *m.to_centre, widest=self.feed_forward.widest)
 
     def messages(
         self,
-        frames: Tensor,
+        frames: EdgeFrames,
+        entries: Tensor,
         basis: Tensor,
         envelope: Tensor,
         kind_of_centre: Tensor,
@@ -238,22 +249,17 @@ class Layer(nn.Module):
         centre: Tensor,
         neighbour: Tensor,
     ) -> Messages:
-        """Frames (E, rows, (l_max+1)²), …, coefficients of both ends (E, (l_max+1)², C) → messages, shaped like these."""
-        x = torch.bmm(frames, torch.cat([neighbour, centre], dim=2))
+        """Frames (E, n), …, coefficients of both ends (E, (l_max+1)², C) → messages, for each degree (E, 2l+1, C)."""
+        matrices = frames.matrices(entries)
+        ends = [into_frames(matrices, x) for x in (neighbour, centre)]
         radial = self.radial(basis, kind_of_centre, kind_of_neighbour)
-        gates, parts = self.first(self._weighted(split_orders(x, self.l_max, self.m_max), radial))
+        gates, parts = self.first(join_orders(ends, radial, self.m_max))
         _, parts = self.second(gated(gates, parts, self.l_max))
-        back = (frames * envelope[:, :, None]).transpose(1, 2)
-        return Messages(to_centre=(torch.bmm(back, join_orders(parts, self.channels)),))
+        rows = split_orders([parts[0] * envelope, *(part * envelope[:, None] for part in parts[1:])], self.l_max)
+        return Messages(to_centre=tuple(out_of_frames(matrices, rows)))
 
-    @staticmethod
-    def _weighted(x: list[Tensor], radial: Tensor) -> list[Tensor]:
-        """Each degree, channel and |m| times a radial function of its own."""
-        zero, *weights = radial.split([part.shape[-1] for part in x], dim=1)
-        return [x[0] * zero, *(part * weight[:, None] for part, weight in zip(x[1:], weights, strict=True))]
-
-    def _update(self, x: Tensor, messages: Tensor) -> Tensor:
-        x = x + messages
+    def _update(self, x: Tensor, *messages: Tensor) -> Tensor:
+        x = x + torch.cat(messages, dim=1)
         return x + cast(Tensor, self.feed_forward(self.atom_norm(x)))
 
 

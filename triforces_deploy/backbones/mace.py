@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -22,6 +23,7 @@ from triforces_deploy.backbones.base import Backbone
 from triforces_deploy.errors import UserError
 from triforces_deploy.exchange import exchange
 from triforces_deploy.graph import N_NUMBERS, Graph
+from triforces_deploy.nn import element_sums
 from triforces_deploy.nn.couplings import MOST
 from triforces_deploy.nn.equivariant import DegreeLinear, EdgeProducts, ElementLinear, SymmetricContraction
 from triforces_deploy.nn.message_passing import Ends, Messages, over_atoms, over_edges
@@ -136,8 +138,10 @@ class MACE(Backbone):
 
         The first layer makes those itself: in blocks, they then never exist all at once.
         """
-        sent = over_atoms(layer.send, nodes)
-        ends = [Ends(exchange(sent) if k else sent, at_neighbour=_as_they_are)]
+        if k:
+            ends = [Ends(exchange(over_atoms(layer.send, nodes)), at_neighbour=_as_they_are)]
+        else:
+            ends = [Ends(elements if layer.by_elements else over_atoms(layer.send, nodes), at_neighbour=_as_they_are)]
         if k == 0 and self.config.agnesi:
             ends.append(Ends(self.radii.index_select(0, graph.numbers)[:, None], _as_they_are, _as_they_are))
 
@@ -146,9 +150,9 @@ class MACE(Backbone):
             keep = (radial, harmonics) if k + 1 < len(self.layers) else ()
             return Messages(keep, layer.messages(radial, harmonics, received))
 
-        widest = layer.products.rows * self.config.channels
-        m = over_edges(on_edges, graph.edge_index, nodes.shape[0], edges, ends, widest=widest)
-        return over_atoms(layer.update, nodes, elements, *m.to_centre, widest=widest), m.edges
+        update = partial(layer.update, layer.send(self.embedding) if layer.by_elements else None)
+        m = over_edges(on_edges, graph.edge_index, nodes.shape[0], edges, ends, layer.widest)
+        return over_atoms(update, nodes, elements, *m.to_centre, widest=layer.polynomials.widest), m.edges
 
     def encode(self, vectors: Tensor, *radii: Tensor) -> tuple[Tensor, Tensor]:
         """Radial functions × envelope, (E, n_bessel), and harmonics, (E, (l_max+1)²), of edge vectors (E, 3).
@@ -186,6 +190,9 @@ class Layer(nn.Module):
         l_in = config.l_hidden if k else 0
         l_out = 0 if k == len(config.correlation) - 1 else config.l_hidden
         self.products = EdgeProducts(l_in, config.l_max)
+        n_hidden = [config.n_bessel, *config.radial_hidden][-1]
+        self.by_elements = k == 0 and element_sums.pays(n_elements, n_hidden, width)
+        self.widest = (config.l_max + 1) ** 2 * n_elements * n_hidden if self.by_elements else self.products.rows * width
         self.linear_in = DegreeLinear([1] * (l_in + 1), width, width)
         self.radial = mlp([config.n_bessel, *config.radial_hidden, len(self.products.paths) * width], bias=False)
         self.linear_sum = DegreeLinear(self.products.copies, width, width)
@@ -211,16 +218,27 @@ class Layer(nn.Module):
         return cast(Tensor, self.linear_in(self._unflat(nodes))).flatten(1)
 
     def messages(self, radial: Tensor, harmonics: Tensor, received: Tensor) -> tuple[Tensor, ...]:
-        """What the edges add to their centres: (E, rows · channels) and, with a density, (E, 1)."""
-        weights = self._unflat(self.radial(radial))
-        messages = self.products(self._unflat(received), harmonics, weights).flatten(1)
-        return (messages,) if self.density is None else (messages, torch.tanh(self.density(radial).square()))
+        """What the edges add to their centres: for each path (E, 2l3+1, channels) and, with a density, (E, 1).
 
-    def update(self, nodes: Tensor, elements: Tensor, sums: Tensor, *density: Tensor) -> Tensor:
-        """New features of atoms, flat, from old ones and what their edges added."""
-        a: Tensor = self.linear_sum(self._unflat(sums))
-        if density:
-            a = a / (1.0 + density[0][:, None])
+        In a first layer of few elements, what :mod:`triforces_deploy.nn.element_sums` makes of their one-hot vectors, received
+        in place of features.
+        """
+        messages: tuple[Tensor, ...]
+        if self.by_elements:
+            messages = (element_sums.terms(harmonics, self.radial[:-1](radial), received),)
+        else:
+            messages = self.products(self._unflat(received), harmonics, self._unflat(self.radial(radial)))
+        return messages if self.density is None else (*messages, torch.tanh(self.density(radial).square()))
+
+    def update(self, of_elements: Tensor | None, nodes: Tensor, elements: Tensor, *sums: Tensor) -> Tensor:
+        """New features of atoms, flat, from old ones and what their edges added, sums by element where elements have sent."""
+        if of_elements is None:
+            messages = sums[: len(self.products.paths)]
+        else:
+            messages = element_sums.mixed(sums[0], of_elements, cast(nn.Linear, self.radial[-1]).weight)
+        a: Tensor = self.linear_sum(torch.cat(messages, dim=1))
+        if self.density is not None:
+            a = a / (1.0 + sums[-1][:, None])
         if self.by_element is not None:
             a = self.by_element(a, elements)
         new: Tensor = self.linear_out(self.polynomials(a, elements))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from triforces_deploy.nn.couplings import Product, coupling, couplings
+from triforces_deploy.nn.small_products import small_product
 
 Array = NDArray[np.float64]
 
@@ -27,7 +28,7 @@ def of_degree(degree: int) -> slice:
 
 def table(array: Array, like: Tensor) -> Tensor:
     """Constants in the type of a tensor. They are no buffers, which a change of precision and back would round."""
-    return torch.from_numpy(array).to(dtype=like.dtype, device=like.device)
+    return torch.from_numpy(np.ascontiguousarray(array)).to(dtype=like.dtype, device=like.device)
 
 
 class DegreeLinear(nn.Module):
@@ -80,7 +81,7 @@ class ElementLinear(nn.Module):
 class EdgeProducts:
     """Products of a neighbour's features with the harmonics of the edge, one for each path l1 ⊗ l2 → l3.
 
-    m_p = w_p (x_l1 · Y_l2)_l3 with the product of :mod:`triforces_deploy.nn.couplings` and weights of the channels. Paths
+    m_p = (w_p x_l1 · Y_l2)_l3 with the product of :mod:`triforces_deploy.nn.couplings` and weights of the channels. Paths
     are sorted by l3, then by l1 and l2. With an even sum of degrees only: the others would be pseudovectors and the like.
     """
 
@@ -89,30 +90,26 @@ class EdgeProducts:
         self.paths = [p for p in paths if abs(p[0] - p[1]) <= p[2] <= p[0] + p[1] and sum(p) % 2 == 0]
         self.copies = [sum(p[2] == degree for p in self.paths) for degree in range(l_max + 1)]
         self.rows = sum(2 * p[2] + 1 for p in self.paths)
-        self._of_degree = {degree: self._tables(degree, l_max) for degree in range(l_in + 1)}
+        self._sizes = [(2 * l1 + 1) * (2 * l3 + 1) for l1, _, l3 in self.paths]
+        self._table = np.concatenate([self._matrix(*p, l_max) for p in self.paths], axis=1)
 
-    def _tables(self, l1: int, l_max: int) -> Array:
-        """((l_max+1)², Σ_p (2l3+1)·(2l1+1)): harmonics → for each path the matrix that acts on x_l1."""
-        blocks = []
-        for l2, l3 in [(p[1], p[2]) for p in self.paths if p[0] == l1]:
-            block = np.zeros(((l_max + 1) ** 2, 2 * l3 + 1, 2 * l1 + 1))
-            block[of_degree(l2)] = coupling(l1, l2, l3).transpose(2, 0, 1)
-            blocks.append(block)
-        joined = np.concatenate(blocks, axis=1)
-        return joined.reshape(len(joined), -1)
+    @staticmethod
+    def _matrix(l1: int, l2: int, l3: int, l_max: int) -> Array:
+        """((l_max+1)², (2l3+1)·(2l1+1)): harmonics → the matrix that acts on x_l1."""
+        matrix = np.zeros(((l_max + 1) ** 2, 2 * l3 + 1, 2 * l1 + 1))
+        matrix[of_degree(l2)] = coupling(l1, l2, l3).transpose(2, 0, 1)
+        return matrix.reshape(len(matrix), -1)
 
-    def __call__(self, x: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
-        """(E, (l_in+1)², K), (E, (l_max+1)²) and (E, paths, K) → (E, rows, K)."""
-        results: list[Tensor] = [x] * len(self.paths)
-        for l1, array in self._of_degree.items():
-            matrices = (harmonics @ table(array, x)).unflatten(1, (-1, 2 * l1 + 1))
-            features = x[:, of_degree(l1)]
-            products = matrices * features if l1 == 0 else matrices @ features
-            places = [k for k, p in enumerate(self.paths) if p[0] == l1]
-            parts = products.split([2 * self.paths[k][2] + 1 for k in places], dim=1)
-            for k, part in zip(places, parts, strict=True):
-                results[k] = part * weights[:, k, None, :]
-        return torch.cat(results, dim=1)
+    def __call__(self, x: Tensor, harmonics: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        """(E, (l_in+1)², K), (E, (l_max+1)²) and (E, paths, K) → for each path (E, 2l3+1, K).
+
+        Weights come first: there are fewer rows of x than of the result.
+        """
+        results = []
+        matrices = (harmonics @ table(self._table, x)).split(self._sizes, dim=1)
+        for (l1, _, l3), weight, matrix in zip(self.paths, weights.unbind(1), matrices, strict=True):
+            results.append(small_product(matrix.unflatten(1, (2 * l3 + 1, -1)), x[:, of_degree(l1)] * weight[:, None]))
+        return tuple(results)
 
 
 class SymmetricContraction(nn.Module):
@@ -136,51 +133,49 @@ class SymmetricContraction(nn.Module):
         super().__init__()
         self.plan = couplings(l_max, l_out, order)
         self.l_max = l_max
+        self.widest = channels * sum(2 * product.degree + 1 for level in self.plan.levels for product in level)
         sizes = [(n_elements, len(of_result), channels) for of_result in self.plan.terms]
         self.weights = nn.ParameterList([torch.randn(size) / size[1] for size in sizes])
 
     def forward(self, x: Tensor, elements: Tensor) -> Tensor:
-        """(N, (l_max+1)², K) and one-hot elements (N, n_elements) → (N, (l_out+1)², K)."""
-        factors = [x[:, of_degree(degree)] for degree in range(self.l_max + 1)]
+        """(N, (l_max+1)², K) and one-hot elements (N, n_elements) → (N, (l_out+1)², K).
+
+        Inside, components come first and atoms and channels are one long axis: constants then multiply all in one product.
+        """
+        components = x.transpose(0, 1).flatten(1)
+        factors = [components[of_degree(degree)] for degree in range(self.l_max + 1)]
         levels = [factors]
         for products in self.plan.levels[1:]:
             levels.append(_multiplied(levels[-1], products, factors))
         results = [self._summed(degree, levels, elements) for degree in range(len(self.plan.terms))]
-        return torch.cat(results, dim=1)
+        joined: Tensor = torch.cat(results).unflatten(1, (-1, x.shape[2])).transpose(0, 1)
+        return joined
 
     def _summed(self, degree: int, levels: list[list[Tensor]], elements: Tensor) -> Tensor:
-        """B_L of one degree, (N, 2L+1, K)."""
+        """B_L of one degree, (2L+1, N · K)."""
         weight = self.weights[degree]
-        of_atoms = (elements @ weight.flatten(1)).unflatten(1, weight.shape[1:])[:, :, None].unbind(1)
+        of_atoms = (elements @ weight.flatten(1)).unflatten(1, weight.shape[1:]).transpose(0, 1).flatten(1)
         total: Tensor = of_atoms[0] * levels[0][degree]  # the first term is x_L itself
         last: dict[tuple[int, int], Tensor] = {}
-        for w, (length, product) in zip(of_atoms[1:], self.plan.terms[degree][1:], strict=True):
+        for w, (length, product) in zip(of_atoms.unbind(0)[1:], self.plan.terms[degree][1:], strict=True):
             shorter = levels[length - 2][product.parent]
-            key = product.factor, shorter.shape[1] // 2
+            key = product.factor, shorter.shape[0] // 2
             last[key] = last[key] + w * shorter if key in last else w * shorter
         for (factor, shorter_degree), sums in last.items():
             # C meets x first: (2L+1)(2λ+1) rows are fewer than the (2l+1)(2λ+1) of u ⊗ x.
             array = coupling(shorter_degree, factor, degree)
-            partial = _left(array.reshape(-1, array.shape[2]), levels[0][factor])
-            total = total + (partial.unflatten(1, (2 * degree + 1, -1)) * sums[:, None]).sum(2)
+            partial = table(array.reshape(-1, array.shape[2]), sums) @ levels[0][factor]
+            total = total + (partial.unflatten(0, (2 * degree + 1, -1)) * sums).sum(1)
         return total
 
 
 def _multiplied(shorter: list[Tensor], products: Sequence[Product], factors: list[Tensor]) -> list[Tensor]:
-    """Each product, (N, 2λ+1, K), from those with one factor less; all λ of a pair in one matrix product."""
+    """Each product, (2λ+1, N · K), from those with one factor less; all λ of a pair in one matrix product."""
     results: dict[Product, Tensor] = {}
     for parent, factor in dict.fromkeys((p.parent, p.factor) for p in products):
         wanted = [p for p in products if (p.parent, p.factor) == (parent, factor)]
-        outer = (shorter[parent][:, :, None] * factors[factor][:, None]).flatten(1, 2)
-        arrays = [coupling(shorter[parent].shape[1] // 2, factor, p.degree) for p in wanted]
+        outer = (shorter[parent][:, None] * factors[factor]).flatten(0, 1)
+        arrays = [coupling(shorter[parent].shape[0] // 2, factor, p.degree) for p in wanted]
         joined = np.concatenate([array.reshape(len(array), -1) for array in arrays])
-        results |= zip(wanted, _left(joined, outer).split([len(array) for array in arrays], dim=1), strict=True)
+        results |= zip(wanted, (table(joined, outer) @ outer).split([len(array) for array in arrays]), strict=True)
     return [results[p] for p in products]
-
-
-def _left(array: Array, x: Tensor) -> Tensor:
-    """Constants (a, b) times (N, b, K) → (N, a, K).
-
-    Not ``@``, which puts the atoms behind the channels: strides then depend on what is not known when a graph is captured.
-    """
-    return torch.bmm(table(array, x).expand(x.shape[0], -1, -1), x)

@@ -7,6 +7,7 @@ edge rotates each pair by mφ, and every function here commutes with it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -14,16 +15,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def split_orders(x: Tensor, l_max: int, m_max: int) -> list[Tensor]:
-    """Coefficients ordered by |m| first, (E, rows of EdgeFrames, C), → features by order."""
-    sizes = [l_max + 1, *(2 * (l_max + 1 - m) for m in range(1, m_max + 1))]
-    parts = x.split(sizes, dim=1)
-    return [parts[0].flatten(1), *(part.unflatten(1, (2, -1)).flatten(2) for part in parts[1:])]
+def join_orders(ends: Sequence[list[Tensor]], weights: Tensor, m_max: int) -> list[Tensor]:
+    """Rows in the frame, as :func:`~triforces_deploy.nn.edge_frames.into_frames` gives them, → features by order.
+
+    Args:
+        ends: for each atom of an edge, for each degree (E, rows, K); their channels stand side by side.
+        weights: (E, n), multiplies each order, degree, end and channel; ±m share theirs.
+        m_max: highest order that is wanted.
+    """
+    weight = iter(weights.split(ends[0][0].shape[2], dim=1))
+    parts = []
+    for m in range(m_max + 1):
+        of_order = slice(2 * m - 1, 2 * m + 1) if m else slice(1)
+        degrees = range(m, len(ends[0]))
+        pieces = [end[degree][:, of_order] * next(weight)[:, None] for degree in degrees for end in ends]
+        joined = torch.cat(pieces, dim=2)
+        parts.append(joined if m else joined[:, 0])
+    return parts
 
 
-def join_orders(parts: list[Tensor], channels: int) -> Tensor:
-    """The inverse of :func:`split_orders`."""
-    return torch.cat([part.flatten(1).unflatten(1, (-1, channels)) for part in parts], dim=1)
+def split_orders(parts: list[Tensor], l_max: int) -> list[Tensor]:
+    """Features by order → for each degree (E, rows, K), without weights."""
+    first, *pairs = (part.unflatten(-1, (l_max + 1 - m, -1)) for m, part in enumerate(parts))
+    return [
+        torch.cat([first[:, degree, None], *(pair[:, :, degree - m] for m, pair in enumerate(pairs[:degree], start=1))], dim=1)
+        for degree in range(l_max + 1)
+    ]
 
 
 class SO2Convolution(nn.Module):
