@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -30,15 +30,17 @@ from triforces_deploy.potential import Potential
 
 
 class Coupling:
-    """Runs a potential on LAMMPS' data objects.
+    """Runs a potential on LAMMPS' data objects, on the device where those are.
 
     Args:
-        potential: what runs.
+        opened: device → what runs there; called at the first evaluation, and again should LAMMPS move.
     """
 
-    def __init__(self, potential: Potential) -> None:
-        self._potential = potential
-        self._numbers = torch.tensor(potential.facts.element_numbers(), dtype=torch.int64)
+    def __init__(self, opened: Callable[[torch.device], Potential]) -> None:
+        self._opened = opened
+        self._potential: Potential
+        self._numbers: Tensor
+        self._place: torch.device | None = None  # none opened yet
         self._lammps: Lammps | None = None
         self._connected: object = self  # to nobody yet
 
@@ -72,11 +74,15 @@ class Coupling:
             self._lammps = Lammps.behind(interface)
         on_gpu = _on_gpu(data, self._lammps)
         device = device_of(data, on_gpu)
+        if device != self._place:
+            self._potential, self._place = self._opened(device), device
+            self._numbers = torch.tensor(self._potential.facts.element_numbers(), dtype=torch.int64)
         _synchronize(device)
         lists = read(data, device)
         rows, handler = self._rows(data, lists, on_gpu)
         if starts:
-            mliap_start.start(self._potential, self._lammps, lists.elements[: data.nlocal], handler, on_gpu)
+            mliap_start.start(self._potential, self._lammps, lists.elements[: data.nlocal], handler, device)
+            mliap_start.share_memory(self._potential, self._lammps)
             if isinstance(handler, Exchange):
                 _require_right(handler, data.nlocal, data.ntotal, list if mpi.world_size() == 1 else None)
             elif handler is not None:
