@@ -39,7 +39,7 @@ def now():
     with open("fault", "w") as file:
         file.write(repr(time.time()))
 if os.readlink("/proc/self/exe").endswith("/lmp") and os.environ.get("PMI_RANK") == "1":
-    from triforces_deploy.lammps_plugin import bridge, session, startup
+    from triforces_deploy.lammps_plugin import placement, session, startup
     from triforces_deploy.potential import Potential
     evaluate, calls = Potential.evaluate, []
     def broken(*_arguments, **_options):
@@ -56,7 +56,7 @@ if os.readlink("/proc/self/exe").endswith("/lmp") and os.environ.get("PMI_RANK")
 """
 DURING = "Potential.evaluate = faulty"
 FAULTS = {
-    "exception while opening the file": ("pass", "bridge.artifact.load = broken"),
+    "exception while opening the file": ("pass", "placement.artifact.load = broken"),
     "exception while checking the run": ("pass", "startup.describe = broken"),
     "exception while trying the exchange": ("pass", "session.self_test = broken"),
     "exception in a step": ("raise RuntimeError('broken on purpose')", DURING),

@@ -69,11 +69,11 @@ def run_here(path: str, cells: list[int], steps: int, meet: bool) -> None:
     def timed(owner: Any, name: str, key: str) -> None:
         function = getattr(owner, name)
 
-        def measured(self: Any, *arguments: Any) -> Any:
+        def measured(self: Any, *arguments: Any, **options: Any) -> Any:
             if meet and key == "exchange":
                 self.total([0.0])
             start = time.perf_counter()
-            result = function(self, *arguments)
+            result = function(self, *arguments, **options)
             spent[key] += time.perf_counter() - start
             return result
 

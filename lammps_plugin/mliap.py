@@ -28,6 +28,9 @@ from triforces_deploy.lammps_plugin.mliap_lists import Data, Edges, Lists, devic
 from triforces_deploy.lammps_plugin.mliap_rows import IdExchange, Rows, by_ids, one_each
 from triforces_deploy.potential import Potential
 
+ON_ITS_WAY = 0.3
+"""Seconds in which a message passes through mpirun; the end of the job would overtake it."""
+
 
 class Coupling:
     """Runs a potential on LAMMPS' data objects, on the device where those are.
@@ -62,9 +65,11 @@ class Coupling:
                 _say_it_in_one_line()
             if mpi.world_size() > 1:
                 # LAMMPS' own handling waits for the other ranks, which may wait for this one: end the job instead.
+                if mpi.world_rank() > 0:
+                    time.sleep(2 * ON_ITS_WAY)  # where all ranks fail alike, the first one's message will do
                 sys.excepthook(type(error), error, error.__traceback__)
                 sys.stderr.flush()
-                time.sleep(0.3)  # the end of the job would overtake the message on its way through mpirun
+                time.sleep(ON_ITS_WAY)
                 mpi.abort()
             raise
 
