@@ -1,6 +1,6 @@
 """How soon a job on two ranks ends when one of them fails, and with how many messages.
 
-    python benchmarks/lammps_faults.py triforces.pt
+    python benchmarks/lammps_faults.py triforces.pt [--faults 'rank killed']
 
 Something goes wrong on rank 1 in its fifth evaluation, or before the first. One JSON line for each fault: seconds from there
 to the end of mpirun, its exit code, and the lines that LAMMPS began with ERROR.
@@ -39,7 +39,7 @@ def now():
     with open("fault", "w") as file:
         file.write(repr(time.time()))
 if os.readlink("/proc/self/exe").endswith("/lmp") and os.environ.get("PMI_RANK") == "1":
-    from triforces_deploy.lammps_plugin import bridge, session, startup
+    from triforces_deploy.lammps_plugin import placement, session, startup
     from triforces_deploy.potential import Potential
     evaluate, calls = Potential.evaluate, []
     def broken(*_arguments, **_options):
@@ -56,7 +56,7 @@ if os.readlink("/proc/self/exe").endswith("/lmp") and os.environ.get("PMI_RANK")
 """
 DURING = "Potential.evaluate = faulty"
 FAULTS = {
-    "exception while opening the file": ("pass", "bridge.artifact.load = broken"),
+    "exception while opening the file": ("pass", "placement.artifact.load = broken"),
     "exception while checking the run": ("pass", "startup.describe = broken"),
     "exception while trying the exchange": ("pass", "session.self_test = broken"),
     "exception in a step": ("raise RuntimeError('broken on purpose')", DURING),
@@ -71,6 +71,7 @@ FAULTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
+    parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS), metavar="NAME")
     options = parser.parse_args()
     from triforces_deploy.artifact import read_artifact
 
@@ -78,7 +79,8 @@ def main() -> None:
     masses = "\n".join(f"mass {k} {atomic_masses[atomic_numbers[s]]}" for k, s in enumerate(elements, start=1))
     words = {"types": len(elements), "symbols": " ".join(elements), "masses": masses}
     script = INPUT.format(artifact=options.artifact.resolve(), **words)
-    for name, (fault, place) in FAULTS.items():
+    for name in options.faults:
+        fault, place = FAULTS[name]
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "in.run").write_text(script)
             (Path(folder) / "sitecustomize.py").write_text(FAULTY.replace("{fault}", fault).replace("{place}", place))

@@ -1,6 +1,6 @@
 """Does the uncertainty of atoms follow the errors, and what does it cost?
 
-    OMP_NUM_THREADS=1 python benchmarks/uncertainty.py [--steps 2000] [--backend aoti]
+    OMP_NUM_THREADS=1 python benchmarks/uncertainty.py [--steps 2000] [--trajectories 40] [--backend aoti]
 
 Labels defects in silicon with a Tersoff potential, trains the demo model on them for some steps, calibrates its last layer,
 and compares the predicted uncertainty with the true errors on structures like those of training and on others. Then times
@@ -39,10 +39,10 @@ from triforces_deploy.training.uncertainty import add_uncertainty
 REPEATS = 15
 
 
-def trained(folder: Path, steps: int) -> tuple[Path, Path]:
+def trained(folder: Path, steps: int, trajectories: int) -> tuple[Path, Path]:
     """Labels and the best checkpoint, before calibration."""
     labels = folder / "labels.extxyz"
-    label(LabelConfig(trajectories=40), labels, progress=False)
+    label(LabelConfig(trajectories=trajectories), labels, progress=False)
     recipe = load_recipe("demo", [labels])
     trainer = dataclasses.replace(recipe.trainer, steps=steps, validate_every=min(steps, recipe.trainer.validate_every))
     train(dataclasses.replace(recipe, trainer=trainer), folder / "run", progress=False)
@@ -119,12 +119,13 @@ def cost(silent: Potential, told: Potential, atoms: Atoms) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--trajectories", type=int, default=40, help="of labelled structures; few tell the cost alone")
     parser.add_argument("--backend", default="aoti")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, Reference("SiCGe.tersoff") as reference:
         folder = Path(name)
-        labels, source = trained(folder, options.steps)
+        labels, source = trained(folder, options.steps, options.trajectories)
         for silent, path in ((True, "silent.pt"), (False, "told.pt")):
             if not silent:
                 print(json.dumps({**dataclasses.asdict(add_uncertainty(source)), "checkpoint": source.name}), flush=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -28,17 +28,22 @@ from triforces_deploy.lammps_plugin.mliap_lists import Data, Edges, Lists, devic
 from triforces_deploy.lammps_plugin.mliap_rows import IdExchange, Rows, by_ids, one_each
 from triforces_deploy.potential import Potential
 
+ON_ITS_WAY = 0.3
+"""Seconds in which a message passes through mpirun; the end of the job would overtake it."""
+
 
 class Coupling:
-    """Runs a potential on LAMMPS' data objects.
+    """Runs a potential on LAMMPS' data objects, on the device where those are.
 
     Args:
-        potential: what runs.
+        opened: device → what runs there; called at the first evaluation, and again should LAMMPS move.
     """
 
-    def __init__(self, potential: Potential) -> None:
-        self._potential = potential
-        self._numbers = torch.tensor(potential.facts.element_numbers(), dtype=torch.int64)
+    def __init__(self, opened: Callable[[torch.device], Potential]) -> None:
+        self._opened = opened
+        self._potential: Potential
+        self._numbers: Tensor
+        self._place: torch.device | None = None  # none opened yet
         self._lammps: Lammps | None = None
         self._connected: object = self  # to nobody yet
 
@@ -60,9 +65,11 @@ class Coupling:
                 _say_it_in_one_line()
             if mpi.world_size() > 1:
                 # LAMMPS' own handling waits for the other ranks, which may wait for this one: end the job instead.
+                if mpi.world_rank() > 0:
+                    time.sleep(2 * ON_ITS_WAY)  # where all ranks fail alike, the first one's message will do
                 sys.excepthook(type(error), error, error.__traceback__)
                 sys.stderr.flush()
-                time.sleep(0.3)  # the end of the job would overtake the message on its way through mpirun
+                time.sleep(ON_ITS_WAY)
                 mpi.abort()
             raise
 
@@ -72,11 +79,15 @@ class Coupling:
             self._lammps = Lammps.behind(interface)
         on_gpu = _on_gpu(data, self._lammps)
         device = device_of(data, on_gpu)
+        if device != self._place:
+            self._potential, self._place = self._opened(device), device
+            self._numbers = torch.tensor(self._potential.facts.element_numbers(), dtype=torch.int64)
         _synchronize(device)
         lists = read(data, device)
         rows, handler = self._rows(data, lists, on_gpu)
         if starts:
-            mliap_start.start(self._potential, self._lammps, lists.elements[: data.nlocal], handler, on_gpu)
+            mliap_start.start(self._potential, self._lammps, lists.elements[: data.nlocal], handler, device)
+            mliap_start.share_memory(self._potential, self._lammps)
             if isinstance(handler, Exchange):
                 _require_right(handler, data.nlocal, data.ntotal, list if mpi.world_size() == 1 else None)
             elif handler is not None:

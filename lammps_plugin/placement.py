@@ -70,14 +70,38 @@ def choose(local_rank: int) -> Placement:
         return Placement(CPU, f"{DEVICE}=cpu", forced)
     if wanted is None and gpus == 0:
         return dataclasses.replace(HERE, route=forced)
-    kind, _, index = (wanted or "cuda").partition(":")
-    if kind != "cuda" or not (index.isdecimal() or index == ""):
-        raise UserError(f"{DEVICE}={wanted}: expected cpu, cuda or cuda:N")
+    index = _index(wanted or "cuda")
     if gpus == 0 or (index and int(index) >= gpus):
         raise UserError(f"{DEVICE}={wanted}: torch sees {_gpus(gpus)} here; set it to cpu, or leave it out")
     number = int(index) if index else local_rank % gpus
     why = f"{DEVICE}={wanted}" if index else f"local rank {local_rank}, {_gpus(gpus)} on this node"
     return Placement(torch.device("cuda", number), why, forced)
+
+
+def overruled(device: torch.device) -> str:
+    """What to say, after a device that is given, where the variable asks for another; empty where it does not.
+
+    Raises:
+        UserError: a variable that means nothing.
+    """
+    wanted = os.environ.get(DEVICE)
+    if wanted is None or wanted == device.type or (wanted != "cpu" and _index(wanted) == str(device.index)):
+        return ""
+    if wanted == "cpu":
+        remedy = "start LAMMPS without '-k on g N'"
+    elif device.type == "cpu":
+        remedy = "start a LAMMPS with KOKKOS for CUDA by '-k on g 1 -sf kk', or use pair_style triforces"
+    else:
+        remedy = "choose GPUs for LAMMPS by CUDA_VISIBLE_DEVICES"
+    return f"; WARNING: {DEVICE}={wanted} has no effect in this coupling, {remedy}"
+
+
+def _index(wanted: str) -> str:
+    """Of cuda:N; empty for cuda."""
+    kind, _, index = wanted.partition(":")
+    if kind != "cuda" or not (index.isdecimal() or wanted == "cuda"):
+        raise UserError(f"{DEVICE}={wanted}: expected cpu, cuda or cuda:N")
+    return index
 
 
 def _gpus(count: int) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ase.build import bulk
 
-from tests.tiny import tiny_model
-from triforces_deploy import memory
-from triforces_deploy.eager import need_in_blocks
+from tests.tiny import TINY, tiny_model
+from triforces_deploy import exchange, memory
+from triforces_deploy.eager import eager, need_in_blocks, within_memory
 from triforces_deploy.errors import UserError
 from triforces_deploy.memory import Memory, Need
+from triforces_deploy.neighbours import graph_from_atoms
+from triforces_deploy.nn import blocks
+from triforces_deploy.payloads.base import PayloadInfo
 
 GIB = 2**30
 
@@ -119,3 +125,79 @@ def test_the_predicted_need_is_what_the_kernel_counts() -> None:
     few, many = peak(4), peak(20)
     kilobytes, atoms, edges = (b - a for a, b in zip(few, many, strict=True))
     assert need_in_blocks(tiny_model()).bytes(atoms, edges) == pytest.approx(1024 * kilobytes, rel=0.25)
+
+
+def test_blocks_keep_what_they_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they take by themselves counts, too; where that is all, they keep nothing."""
+    monkeypatch.setenv(memory.VARIABLE, "1000000")
+    graph = graph_from_atoms(bulk("Si", cubic=True), TINY.cutoff)
+    atoms, edges = graph.numbers.shape[0], graph.edge_vector.shape[0]
+    model, kept = tiny_model(), []
+
+    def run(*_arguments: object) -> tuple[()]:
+        budget = blocks.active()
+        assert budget is not None
+        kept.append(budget.bytes)
+        return ()
+
+    monkeypatch.setattr(model, "run", run)
+    for need in (Need(2.0, 10.0), Need(1e6, 0.0)):
+        eager(model, Memory(blocked=lambda need=need: need))(graph)  # type: ignore[misc]
+    assert kept == [1_000_000 - 2 * edges - 10 * atoms, 0]
+
+
+def test_other_ranks_do_not_notice_that_the_need_is_found_out() -> None:
+    model, recorder = tiny_model(dataclasses.replace(TINY, cutoff=3.9)), exchange.Recorder()
+    with exchange.using(recorder):
+        need_in_blocks(model)
+        assert recorder.widths == []
+        model.run(graph_from_atoms(bulk("Si"), 3.9))
+        assert len(recorder.widths) == model.facts().n_exchanges
+
+
+FREED = """
+import ctypes, re, sys
+from pathlib import Path
+from triforces_deploy import allocator
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+
+def left(size):
+    def resident():
+        return int(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+    before, blocks = resident(), [libc.malloc(size << 20) for _ in range(4)]
+    for block in blocks:
+        ctypes.memset(block, 1, size << 20)
+    for block in blocks:
+        libc.free(block)
+    return resident() - before >= 1000 * size
+
+allocator.keep_freed_memory()
+kept = left(40)
+allocator.give_back_large_blocks()
+print(kept, left(120))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+def test_freed_memory_is_kept_until_it_is_short() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_an_evaluation_that_takes_much_of_the_memory_gives_back_what_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled form and blocks alike; one that takes little keeps it, for speed."""
+    called: list[str] = []
+    monkeypatch.setattr("triforces_deploy.eager.give_back_large_blocks", lambda: called.append("given back"))
+    monkeypatch.setenv(memory.VARIABLE, "1000000")
+    graph = graph_from_atoms(bulk("Si", cubic=True), TINY.cutoff)
+    bytes_per_edge = 1e6 / graph.edge_vector.shape[0]
+    info = PayloadInfo("torchscript", "float64", "any", "", "")
+    for share, expected in ((0.01, []), (0.5, ["given back"])):
+        called.clear()
+        it = Memory(Need(share * bytes_per_edge, 0.0))
+        assert within_memory(lambda _graph: (), info, it, tiny_model)(graph) == ()
+        assert called == expected
+        eager(tiny_model(), Memory(blocked=lambda share=share: Need(share * bytes_per_edge, 0.0)))(graph)  # type: ignore[misc]
+        assert called == 2 * expected

@@ -182,6 +182,6 @@ def is_artifact(path: Path) -> bool:
     return isinstance(content, Instance)
 
 
-def potential_from_state(state: dict[str, Any], name: str) -> Potential:
-    """The runnable form of what :class:`Unified` holds."""
-    return potential(from_state(state, name), name)
+def potential_from_state(state: dict[str, Any], name: str, device: torch.device | None = None) -> Potential:
+    """The runnable form of what :class:`Unified` holds, on a device as for :func:`load`."""
+    return potential(from_state(state, name), name, device=device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from triforces_deploy import exchange
+from triforces_deploy.allocator import give_back_large_blocks
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import Graph, count_elements
 from triforces_deploy.memory import VARIABLE, Memory, Need
@@ -21,6 +22,8 @@ from triforces_deploy.peak import peak_bytes
 from triforces_deploy.potential import Potential
 from triforces_deploy.precision import multiplying
 
+PIECES = 8
+"""How many times its need an evaluation may come to take where nothing that was freed is given back; about 7 were seen."""
 GPU_BLOCK_BYTES = 256 * 2**20
 """Of the widest tensor of a block on a GPU, where a block must keep thousands of threads busy."""
 SAMPLE = 128, 128
@@ -30,7 +33,7 @@ _needs: dict[str, Need] = {}
 
 
 def eager(model: Model, memory: Memory, extras: Sequence[str] = ()) -> Run:
-    """Evaluate a model in blocks; what exceeds the memory there is at first is computed again instead of kept.
+    """Evaluate a model in blocks; what exceeds the memory that these leave is computed again instead of kept.
 
     On a GPU small blocks would leave most of it idle: there the whole is tried first, see :func:`whole_where_it_fits`.
 
@@ -42,7 +45,12 @@ def eager(model: Model, memory: Memory, extras: Sequence[str] = ()) -> Run:
     on_cpu = memory.device.type == "cpu"
 
     def run(graph: Graph) -> tuple[Tensor, ...]:
-        with blocks.using(memory.limit(), None if on_cpu else GPU_BLOCK_BYTES):
+        keep = memory.limit()
+        if memory.blocked is not None:
+            need = memory.blocked().bytes(graph.numbers.shape[0], graph.edge_vector.shape[0])
+            keep = max(0, keep - int(need))
+            _make_room(need, memory)
+        with blocks.using(keep, None if on_cpu else GPU_BLOCK_BYTES):
             return model.run(graph, extras)
 
     return run if on_cpu else whole_where_it_fits(partial(model.run, extras=extras), run)
@@ -91,12 +99,21 @@ def within_memory(compiled: Run, info: PayloadInfo, memory: Memory, rebuild: Cal
     blocked = cache(lambda: eager(rebuild(), memory, info.outputs[len(OUTPUTS) :]))
 
     def run(graph: Graph) -> tuple[Tensor, ...]:
-        if memory.fits(graph.numbers.shape[0], graph.edge_vector.shape[0]):
+        atoms, edges = graph.numbers.shape[0], graph.edge_vector.shape[0]
+        if memory.fits(atoms, edges):
+            if memory.whole is not None:
+                _make_room(memory.whole.bytes(atoms, edges), memory)
             return compiled(graph)
         with multiplying(info.precision, casting=True):  # which the compiled form does by itself
             return blocked()(graph)
 
     return run
+
+
+def _make_room(need: float, memory: Memory) -> None:
+    """Keep the allocator from holding several times what is needed, where that would be more than there is."""
+    if memory.device.type == "cpu" and PIECES * need > memory.limit():
+        give_back_large_blocks()
 
 
 def need_of(info: PayloadInfo) -> Need | None:
@@ -115,7 +132,8 @@ def need_in_blocks(model: Model) -> Need:
 
     def peak(n_atoms: int, n_edges: int) -> int:
         graph = _arbitrary(model, n_atoms, n_edges)
-        with blocks.using(0, block_bytes=0):
+        # The evaluation before which this is asked may be one of several ranks', who must not notice.
+        with blocks.using(0, block_bytes=0), exchange.using(exchange.Recorder()):
             return peak_bytes(lambda: model.run(graph))
 
     key = f"{model.config} {model.head.dtype}"

@@ -6,6 +6,7 @@ own readers open the same file with ``weights_only=True`` and take the state onl
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -47,5 +48,5 @@ class Unified:
             from triforces_deploy.artifact import potential_from_state
 
             (coupling,) = entry_points(group=HOSTS, name="mliap")
-            self._coupling = coupling.load()(potential_from_state(self.state, "the ML-IAP model"))
+            self._coupling = coupling.load()(partial(potential_from_state, self.state, "the ML-IAP model"))
         self._coupling.compute_forces(data, self.interface)

@@ -1,8 +1,9 @@
-"""A run to do harm to: started by the command line, waiting at step 1500."""
+"""A run to do harm to: started by the command line, waiting for it between two runs of its input."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ def _words(state: Path) -> set[str]:
 class Started:
     """``tfdeploy run in.md`` in a folder, once LAMMPS has come to the pause and its restarts are noted."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, restarts: tuple[int, int] = (800, 1200)) -> None:
         self.folder = folder
         (folder / "pause").touch()
         self.process = subprocess.Popen(
@@ -36,7 +37,7 @@ class Started:
         )
         limit = time.monotonic() + 200
         noted = folder / "md.run.json"
-        while not (folder / "paused").exists() or not {'"step": 800', '"step": 1200'} <= _words(noted):
+        while not (folder / "paused").exists() or not {f'"step": {n}' for n in restarts} <= _words(noted):
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < limit
             time.sleep(0.05)
@@ -60,13 +61,22 @@ class Started:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def _held(self) -> bool:
+        """Whether a process that is going, and has no environment any more, still has its files open."""
+        with (self.folder / "md.run.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     def end(self) -> tuple[int, str]:
         """Exit code and what stood on standard error; whatever happens, all of it ends."""
         try:
             _, err = self.process.communicate(timeout=60)
         finally:
             limit = time.monotonic() + 3
-            while (left := self.pids()) and time.monotonic() < limit:
+            while (left := self.pids() or self._held()) and time.monotonic() < limit:
                 time.sleep(0.05)
             self.kill_all()
         assert not left

