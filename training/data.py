@@ -190,14 +190,16 @@ def _order(n_samples: int, seed: int, epoch: int) -> np.ndarray[tuple[int], np.d
     return np.random.default_rng([seed, 1, epoch]).permutation(n_samples)
 
 
-def batches(samples: Sequence[Sample], batch_size: int, seed: int, steps: range, rotate: bool) -> Iterator[Sample]:
-    """The training batches of some steps."""
+def batches(
+    samples: Sequence[Sample], batch_size: int, seed: int, steps: range, rotate: bool, rank: int = 0, ranks: int = 1
+) -> Iterator[Sample]:
+    """The training batches of some steps; of several ranks each gets every ``ranks``-th structure of a batch."""
     for step in steps:
         chosen = [samples[k] for k in batch_indices(len(samples), batch_size, seed, step)]
         if rotate:
             turns = random_rotations(len(chosen), np.random.default_rng([seed, 2, step]))
             chosen = [rotated(s, r) for s, r in zip(chosen, turns, strict=True)]
-        yield join(chosen)
+        yield join(chosen[rank::ranks])
 
 
 def random_rotations(n: int, rng: np.random.Generator) -> Tensor:

@@ -8,15 +8,13 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
 from triforces_deploy.errors import UserError
-from triforces_deploy.training.data import Data, batches
-from triforces_deploy.training.objective import Losses, Metrics, Tally, losses, predict
-from triforces_deploy.training.recipe import OptimiserConfig, Recipe
-from triforces_deploy.training.structures import Sample, join
+from triforces_deploy.training.recipe import OptimiserConfig
+from triforces_deploy.training.task import Figures, Judge, Task
 
 
 class Stopped(Exception):  # noqa: N818 - it is a request, not an error
@@ -34,43 +32,38 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
 class Watcher:
     """What the fit tells the outside; the run folder and the progress bar listen."""
 
-    def on_step(self, step: int, lr: float, parts: Losses) -> None:
-        """After each optimiser step; the losses are of its batch."""
+    def on_step(self, step: int, lr: float, parts: dict[str, Tensor]) -> None:
+        """After each optimiser step; the losses are of its batch, the sum first."""
 
-    def on_validation(self, step: int, score: float, metrics: Metrics) -> None:
+    def on_validation(self, step: int, score: float, figures: Figures) -> None:
         """After each validation of the averaged weights."""
 
 
 class Fit(lightning.LightningModule):
-    """Trains a model and keeps a moving average of its weights.
+    """Trains what a task learns and keeps a moving average of its weights.
 
     Lightning's epochs are the stretches between validations. Batches are functions of the step, so ``step``, weights,
     average and optimiser are all there is to remember.
 
     Args:
-        model: energies of atoms, differentiable twice.
-        recipe: weights of the loss, rates, lengths.
-        data: what to train and validate on.
+        task: what to learn, and the plan for it.
         watcher: listens.
         asked_to_stop: looked at after each step; a signal number ends the run there.
     """
 
-    def __init__(
-        self, model: nn.Module, recipe: Recipe, data: Data, watcher: Watcher, asked_to_stop: Callable[[], int | None]
-    ) -> None:
+    def __init__(self, task: Task[Any], watcher: Watcher, asked_to_stop: Callable[[], int | None]) -> None:
         super().__init__()
-        self.model = model
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.ema))
+        self.task, self.recipe = task, task.plan
+        self.model = model = task.new_learner()
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.optimiser.ema))
         self.average.requires_grad_(False)
-        self.recipe = recipe
-        self.data = data
         self.watcher = watcher
         self.asked_to_stop = asked_to_stop
         self.step = 0
         self.out_of_time = False
         self._optimiser_state: dict[str, Any] | None = None
-        self._last: Losses | None = None
-        self._tally, self._score, self._seen = Tally(), 0.0, 0
+        self._last: dict[str, Tensor] = {}
+        self._judge: Judge[Any] = task.judge()
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as plain containers of tensors."""
@@ -101,23 +94,22 @@ class Fit(lightning.LightningModule):
             optimiser.load_state_dict(self._optimiser_state)
         return optimiser
 
-    def train_dataloader(self) -> DataLoader[Sample]:
-        return DataLoader(_Stretch(self), batch_size=None, collate_fn=_itself)  # type: ignore[arg-type]
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(_Stretch(self), batch_size=None, collate_fn=_itself)
 
-    def val_dataloader(self) -> DataLoader[Sample]:
-        batch = self.recipe.trainer.batch_size
-        return DataLoader(self.data.validation, batch_size=batch, collate_fn=join)  # type: ignore[arg-type]
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(_Batches(self.task), batch_size=None, collate_fn=_itself)
 
-    def training_step(self, sample: Sample) -> Tensor:
+    def training_step(self, batch: Any) -> Tensor:
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = learning_rate(self.recipe.optimiser, self.step, self.recipe.trainer.steps)
-        parts = losses(predict(self.model, sample.graph, create_graph=True), sample, self.recipe.loss)
-        self._last = Losses(*(part.detach() for part in parts))
-        return parts.total
+        parts = self.task.losses(self.model, batch)
+        total = self.task.total(parts)
+        self._last = {name: part.detach() for name, part in {"loss": total, **parts}.items()}
+        return total
 
     def on_train_batch_end(self, *_: Any) -> None:
-        assert self._last is not None
-        if not bool(self._last.total.isfinite()):
+        if not bool(self._last["loss"].isfinite()):
             raise UserError(f"the loss of step {self.step + 1} is not a number; lower optimiser.lr, or look for absurd labels")
         self.average.update_parameters(self.model)
         lr = learning_rate(self.recipe.optimiser, self.step, self.recipe.trainer.steps)
@@ -138,39 +130,44 @@ class Fit(lightning.LightningModule):
             raise Stopped(signal)
 
     def on_validation_epoch_start(self) -> None:
-        self._tally, self._score, self._seen = Tally(), 0.0, 0
+        self._judge = self.task.judge()
 
-    def validation_step(self, sample: Sample) -> None:
-        prediction = predict(self.average, sample.graph)
-        self._tally.add(prediction, sample)
-        n = len(sample.energy)
-        self._score += n * float(losses(prediction, sample, self.recipe.loss).total)
-        self._seen += n
+    def validation_step(self, batch: Any) -> None:
+        self._judge.add(self.average.module, batch)
 
     def on_validation_epoch_end(self) -> None:
-        self.watcher.on_validation(self.step, self._score / self._seen, self._tally.metrics())
+        self.watcher.on_validation(self.step, *self._judge.verdict())
         if self.step >= self.recipe.trainer.steps or self.out_of_time:
             self.trainer.should_stop = True
         else:
             self._stop_if_asked()
 
 
-class _Stretch(IterableDataset[Sample]):
+class _Stretch(IterableDataset[Any]):
     """The batches from wherever the fit stands to the next validation."""
 
     def __init__(self, fit: Fit) -> None:
         self.fit = fit
 
-    def __iter__(self) -> Iterator[Sample]:
-        recipe, samples = self.fit.recipe, self.fit.data.train
-        every = recipe.trainer.validate_every
+    def __iter__(self) -> Iterator[Any]:
+        trainer = self.fit.recipe.trainer
         start = self.fit.step
-        end = min(recipe.trainer.steps, (start // every + 1) * every)
-        for batch in batches(samples, recipe.trainer.batch_size, recipe.seed, range(start, end), recipe.data.rotate):
+        end = min(trainer.steps, (start // trainer.validate_every + 1) * trainer.validate_every)
+        for batch in self.fit.task.batches(range(start, end)):
             yield batch
             if self.fit.out_of_time:
                 return
 
 
-def _itself(sample: Sample) -> Sample:
-    return sample
+class _Batches(IterableDataset[Any]):
+    """Those of a validation."""
+
+    def __init__(self, task: Task[Any]) -> None:
+        self.task = task
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.task.validation())
+
+
+def _itself(batch: Any) -> Any:
+    return batch

@@ -15,17 +15,17 @@ from typing import Any, Literal, cast
 
 import lightning
 import torch
+from torch import Tensor
 
 from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
-from triforces_deploy.model import Model
 from triforces_deploy.stopping import SIGNALS, watched_signals
-from triforces_deploy.training.data import Data, fit_references, fit_scale, less_repulsion, load
 from triforces_deploy.training.fit import Fit, Stopped, Watcher
-from triforces_deploy.training.objective import Losses, Metrics
 from triforces_deploy.training.progress import Bar
 from triforces_deploy.training.recipe import Recipe
-from triforces_deploy.training.run_folder import VALIDATION_COLUMNS, RunFolder
+from triforces_deploy.training.run_folder import RunFolder
+from triforces_deploy.training.supervised import Supervised
+from triforces_deploy.training.task import Figures, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TrainResult:
     best: Path
     """Checkpoint of the averaged weights that scored best in validation; not there before the first validation."""
     last: Path
-    metrics: Metrics | None
+    metrics: Figures | None
     """Validation of ``best``; None before the first."""
     seconds: float
     """Of this call, from the first step on."""
@@ -76,33 +76,18 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
         raise UserError(
             "model.uncertainty is made by `tfdeploy uncertainty` of a trained checkpoint; leave it out of the recipe"
         )
-    found = load(plan.data, plan.model)
-    if not found.train or not found.validation:
-        raise UserError(
-            "no structures to train on or none to validate on; set data.validation above 0 or name validation_files"
-        )
-    folder = RunFolder(out)
-    state = folder.load_state(plan, found) if resume else None
-    recorder = _Recorder(folder, plan, found, Bar(plan.trainer.steps, progress))
+    task: Task[Any] = Supervised(plan)
+    folder = RunFolder(out, task)
+    state = folder.load_state() if resume else None
+    recorder = _Recorder(folder, task, Bar(plan.trainer.steps, progress))
     with watched_signals() as asked:
-        fit = Fit(_new_model(plan, found), plan, found, recorder, lambda: asked[0] if asked else None)
+        fit = Fit(task, recorder, lambda: asked[0] if asked else None)
         recorder.fit = fit
         if state is None:
-            folder.begin(plan, found)
+            folder.begin()
         else:
             recorder.restore(state)
         return _run(fit, recorder, accelerator)
-
-
-def _new_model(plan: Recipe, data: Data) -> Model:
-    with torch.random.fork_rng():
-        torch.manual_seed(plan.seed)
-        model = Model(plan.model)
-    model.set_network_dtype(torch.float32 if plan.trainer.precision == "float32" else torch.float64)
-    samples = less_repulsion(data.train) if plan.model.zbl else data.train
-    model.references.copy_(fit_references(samples))
-    model.scale.copy_(fit_scale(samples))
-    return model
 
 
 def _run(fit: Fit, recorder: _Recorder, accelerator: str) -> TrainResult:
@@ -159,27 +144,25 @@ class _Recorder(Watcher):
 
     fit: Fit
 
-    def __init__(self, folder: RunFolder, recipe: Recipe, data: Data, bar: Bar) -> None:
-        self.folder, self.recipe, self.data, self.bar = folder, recipe, data, bar
+    def __init__(self, folder: RunFolder, task: Task[Any], bar: Bar) -> None:
+        self.folder, self.task, self.bar = folder, task, bar
         self.best_score = float("inf")
-        self.best_metrics: Metrics | None = None
-        self._sums, self._count, self._lr = [0.0] * 4, 0, 0.0
+        self.best_metrics: Figures | None = None
+        self._sums, self._count, self._lr = [0.0] * len(task.training_columns), 0, 0.0
         self._started: float | None = None
 
     def restore(self, state: dict[str, Any]) -> None:
         """Stand where an earlier call stood, log included."""
         self.fit.restore(state["fit"])
         self.best_score = state["best_score"]
-        self.best_metrics = Metrics(**state["best_metrics"]) if state["best_metrics"] else None
+        self.best_metrics = self.task.figures(state["best_metrics"]) if state["best_metrics"] else None
         self._sums, self._count, self._lr = state["sums"], state["count"], state["lr"]
         self.folder.rewind(self.fit.step)
 
     def begin(self) -> None:
         """Start the clock."""
         self._started = time.monotonic()
-        self.bar.start(
-            self.fit.step, len(self.data.train), len(self.data.validation), len(self.data.test), self.data.undeclared
-        )
+        self.bar.start(self.fit.step, self.task.greeting())
 
     def seconds(self) -> float:
         """Since :meth:`begin`."""
@@ -190,33 +173,31 @@ class _Recorder(Watcher):
         metrics = as_dict(self.best_metrics) if self.best_metrics else None
         content = {"fit": self.fit.state(), "best_score": self.best_score, "best_metrics": metrics}
         content |= {"sums": self._sums, "count": self._count, "lr": self._lr}
-        self.folder.save_state(self.recipe, self.data, content)
+        self.folder.save_state(content)
 
-    def on_step(self, step: int, lr: float, parts: Losses) -> None:
-        trainer = self.recipe.trainer
-        self._sums = [a + float(b) for a, b in zip(self._sums, parts, strict=True)]
+    def on_step(self, step: int, lr: float, parts: dict[str, Tensor]) -> None:
+        trainer = self.task.plan.trainer
+        self._sums = [a + float(parts[c]) for a, c in zip(self._sums, self.task.training_columns, strict=True)]
         self._count, self._lr = self._count + 1, lr
-        self.bar.step(step, float(parts.total))
+        self.bar.step(step, float(parts["loss"]))
         if step % trainer.log_every == 0 or step == trainer.steps:
-            total, energy, forces, stress = (s / self._count for s in self._sums)
-            row = {"loss": total, "loss_energy": energy, "loss_forces": forces, "loss_stress": stress}
-            self.folder.append({"step": step, "lr": lr, **row})
-            self._sums, self._count = [0.0] * 4, 0
+            means = {c: s / self._count for c, s in zip(self.task.training_columns, self._sums, strict=True)}
+            self.folder.append({"step": step, "lr": lr, **means})
+            self._sums, self._count = [0.0] * len(self._sums), 0
         if trainer.max_minutes is not None and self.seconds() > 60 * trainer.max_minutes:
             self.fit.out_of_time = True
         if step % trainer.save_every == 0 and not self.fit.at_validation:
             self.save()
 
-    def on_validation(self, step: int, score: float, metrics: Metrics) -> None:
-        row = {f"val_{k}": v for k, v in as_dict(metrics).items() if f"val_{k}" in VALIDATION_COLUMNS and v is not None}
-        self.folder.append({"step": step, "lr": self._lr, "val_score": score, **row})
-        model = cast(Model, self.fit.average.module)
+    def on_validation(self, step: int, score: float, figures: Figures) -> None:
+        self.folder.append({"step": step, "lr": self._lr, "val_score": score, **figures.row()})
+        model = self.task.model_of(self.fit.average.module)
         if score < self.best_score:
-            self.best_score, self.best_metrics = score, metrics
-            self.folder.save_model(self.folder.best, model, self.recipe, self.data, step, metrics)
-        self.folder.save_model(self.folder.last, model, self.recipe, self.data, step, metrics)
+            self.best_score, self.best_metrics = score, figures
+            self.folder.save_model(self.folder.best, model, step, figures)
+        self.folder.save_model(self.folder.last, model, step, figures)
         self.save()
-        self.bar.validated(step, metrics)
+        self.bar.validated(step, figures)
 
 
 class _OwnSignals(lightning.Callback):

@@ -58,7 +58,7 @@ def step(self, number, lr, parts):
 
 def save(self, path, *arguments):
     plain_save(self, path, *arguments)
-    if path == self.last and arguments[3] == int(sys.argv[3]):
+    if path == self.last and arguments[1] == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 loop._Recorder.on_step, run_folder.RunFolder.save_model = (step, plain_save) if sys.argv[4] == "step" else (plain_step, save)
