@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.files import sha256_of
 from triforces_deploy.graph import N_NUMBERS
 from triforces_deploy.nn.zbl import ZBL
-from triforces_deploy.training.structures import Frame, Sample, join, read_frames
+from triforces_deploy.training.structures import Sample, join, read_frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,14 @@ def load(config: DataConfig, model: ModelConfig) -> Data:
     )
 
 
-def split_by_trajectory(frames: Sequence[Frame], validation: float, test: float, seed: int) -> Split:
+class Grouped(Protocol):
+    """Something that belongs to a trajectory."""
+
+    @property
+    def trajectory(self) -> str: ...
+
+
+def split_by_trajectory(frames: Sequence[Grouped], validation: float, test: float, seed: int) -> Split:
     """Deal whole trajectories, in random order, until each part has its fraction of the frames.
 
     Raises:

@@ -21,6 +21,7 @@ from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
 from triforces_deploy.stopping import SIGNALS, watched_signals
 from triforces_deploy.training.fit import Fit, Stopped, Watcher
+from triforces_deploy.training.pretraining import Pretraining
 from triforces_deploy.training.progress import Bar
 from triforces_deploy.training.recipe import Recipe
 from triforces_deploy.training.run_folder import RunFolder
@@ -76,7 +77,7 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
         raise UserError(
             "model.uncertainty is made by `tfdeploy uncertainty` of a trained checkpoint; leave it out of the recipe"
         )
-    task: Task[Any] = Supervised(plan)
+    task: Task[Any] = Supervised(plan) if plan.objective is None else Pretraining(plan)
     folder = RunFolder(out, task)
     state = folder.load_state() if resume else None
     recorder = _Recorder(folder, task, Bar(plan.trainer.steps, progress))

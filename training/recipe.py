@@ -11,6 +11,8 @@ from triforces_deploy.config import ModelConfig, read, read_yaml
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
 from triforces_deploy.training.data import DataConfig
+from triforces_deploy.training.objectives.config import ObjectiveConfig
+from triforces_deploy.training.view_config import ViewsConfig
 
 Form = Literal["mae", "mse", "huber", "l2"]
 
@@ -79,6 +81,10 @@ class Recipe:
     model: ModelConfig
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    objective: ObjectiveConfig | None = None
+    """Pretraining on structures without labels, in place of ``loss``."""
+    views: ViewsConfig = dataclasses.field(default_factory=ViewsConfig)
+    """What pretraining does to structures."""
     optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
     trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)
     seed: int = 0
@@ -114,6 +120,9 @@ def _find(path: Path) -> Path:
 def _check(recipe: Recipe, where: str) -> None:
     """Values that are of the right type and still make no sense."""
     o, t, w = recipe.optimiser, recipe.trainer, recipe.loss
+    if recipe.objective is not None:
+        recipe.objective.check(f"{where}.objective")
+    recipe.views.check(f"{where}.views")
     positive = {
         "optimiser.lr": o.lr, "optimiser.clip": o.clip, "trainer.steps": t.steps, "trainer.batch_size": t.batch_size,
         "trainer.validate_every": t.validate_every, "trainer.log_every": t.log_every, "trainer.save_every": t.save_every,

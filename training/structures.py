@@ -73,7 +73,7 @@ def read_frames(
     frames: list[Frame] = []
     for path in paths:
         n_before = len(frames)
-        for k, atoms, trajectory in _structures(existing(path, "labelled structures (extxyz or an ASE database)")):
+        for k, atoms, trajectory in entries(existing(path, "labelled structures (extxyz or an ASE database)")):
             name = f"{path}@{k}"
             declared = trajectory is not None
             group = trajectory if trajectory is not None else f"{path.name}:{atoms.get_chemical_formula()}"
@@ -85,8 +85,8 @@ def read_frames(
     return frames
 
 
-def _structures(path: Path) -> Iterator[tuple[int, Atoms, str | None]]:
-    """Index, structure and declared trajectory of each entry of a file."""
+def entries(path: Path) -> Iterator[tuple[int, Atoms, str | None]]:
+    """Index, structure and declared trajectory of each entry of a file; UserError where it cannot be read."""
     rows = _database(path) if path.suffix in (".db", ".json") else _extxyz(path)
     k = 0
     while True:

@@ -1,0 +1,203 @@
+"""The fit of a model to structures without labels: two views of each, and an objective."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from ase import Atoms
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from triforces_deploy.config import as_dict
+from triforces_deploy.errors import UserError
+from triforces_deploy.files import existing, sha256_of
+from triforces_deploy.model import Model
+from triforces_deploy.neighbours import graph_from_atoms
+from triforces_deploy.training.data import batch_indices, split_by_trajectory
+from triforces_deploy.training.objectives.base import Views
+from triforces_deploy.training.objectives.learner import Learner, counts
+from triforces_deploy.training.recipe import Recipe
+from triforces_deploy.training.structures import entries
+from triforces_deploy.training.task import Task
+from triforces_deploy.training.views import two_views
+
+OVERLAPS = 1.0
+"""Å. Neighbours looked for at the door, where nothing but atoms on top of each other matters."""
+
+
+class Entry(NamedTuple):
+    """A structure and where it comes from."""
+
+    atoms: Atoms
+    trajectory: str
+
+
+class Pretraining(Task[Views]):
+    """Fits the terms of ``objective``.
+
+    Raises:
+        UserError: bad structures, or none to train or to validate on.
+    """
+
+    def __init__(self, plan: Recipe) -> None:
+        assert plan.objective is not None
+        self.plan, self.objective = plan, plan.objective
+        self.weights = {f"loss_{name}": term.weight for name, term in self.objective.terms().items()}
+        self.validation_columns = tuple(f"val_{name}" for name in self.objective.terms())
+        config = plan.data
+        paths, own = [Path(f) for f in config.files], [Path(f) for f in config.validation_files]
+        if not paths:
+            raise UserError("data.files is empty; name at least one file of structures")
+        found, validation = _read(paths, plan), _read(own, plan)
+        self._split = split_by_trajectory(found, 0.0 if own else config.validation, config.test, config.split_seed)
+        kept = {name: set(getattr(self._split, name)) for name in ("train", "validation", "test")}
+        self.train = [e.atoms for e in found if e.trajectory in kept["train"]]
+        self.held_out = [e.atoms for e in validation or found if own or e.trajectory in kept["validation"]]
+        self.n_test = sum(e.trajectory in kept["test"] for e in found)
+        if not self.train or not self.held_out:
+            raise UserError(
+                "no structures to train on or none to validate on; set data.validation above 0 or name validation_files"
+            )
+        self.files = {str(p): sha256_of(p) for p in (*paths, *own)}
+
+    def split(self) -> dict[str, Any]:
+        return as_dict(self._split)
+
+    def provenance(self) -> dict[str, Any]:
+        seen = sorted({int(z) for atoms in self.train for z in atoms.numbers})
+        return {
+            "pretrained": sorted(self.objective.terms()),
+            "elements": [chemical_symbols[z] for z in seen],
+            "frames": {"train": len(self.train), "validation": len(self.held_out), "test": self.n_test},
+        }
+
+    def greeting(self) -> list[str]:
+        terms = ", ".join(self.objective.terms())
+        return [f"{len(self.train)} structures to pretrain on, {len(self.held_out)} to validate; objective {terms}"]
+
+    def new_learner(self) -> Learner:
+        plan = self.plan
+        with torch.random.fork_rng():
+            torch.manual_seed(plan.seed)
+            model = Model(plan.model)
+            model.set_network_dtype(torch.float32 if plan.trainer.precision == "float32" else torch.float64)
+            return Learner(model, self.objective)
+
+    def model_of(self, learner: nn.Module) -> Model:
+        assert isinstance(learner, Learner)
+        return learner.model
+
+    def batches(self, steps: range, rank: int = 0, ranks: int = 1) -> Iterator[Views]:
+        workers = self.plan.views.workers
+        loader = DataLoader(_Steps(self, steps, rank, ranks), batch_size=None, num_workers=workers, collate_fn=_itself)
+        return iter(loader)
+
+    def batch(self, step: int, rank: int, ranks: int) -> Views:
+        """The views of a step."""
+        plan, n = self.plan, len(self.train)
+        size = plan.trainer.batch_size
+        indices = batch_indices(n, size, plan.seed, step)
+        epochs = [position // n for position in range(step * size, (step + 1) * size)]
+        chosen = [(self.train[k], (plan.seed, 3, epoch, k)) for epoch, k in zip(epochs, indices, strict=True)]
+        return two_views(chosen[rank::ranks], plan.views, plan.model.cutoff, key=step + 1)
+
+    def losses(self, learner: nn.Module, batch: Views) -> dict[str, Tensor]:
+        return {f"loss_{name}": loss for name, loss in learner(batch).items()}
+
+    def counts(self, batch: Views) -> dict[str, float]:
+        return {f"loss_{name}": count for name, count in counts(self.objective, batch).items()}
+
+    def validation(self) -> Iterator[Views]:
+        plan, size = self.plan, self.plan.trainer.batch_size
+        for start in range(0, len(self.held_out), size):
+            some = self.held_out[start : start + size]
+            chosen = [(atoms, (plan.seed, 4, 0, start + k)) for k, atoms in enumerate(some)]
+            yield two_views(chosen, plan.views, plan.model.cutoff, key=0)
+
+    def judge(self) -> _Judge:
+        return _Judge(self.weights)
+
+    def figures(self, record: dict[str, Any]) -> PretrainFigures:
+        return PretrainFigures(**record)
+
+
+def _read(paths: Sequence[Path], plan: Recipe) -> list[Entry]:
+    """Every structure of some files, labelled or not, checked; UserError names the frame."""
+    found: list[Entry] = []
+    for path in paths:
+        before = len(found)
+        for k, atoms, trajectory in entries(existing(path, "structures (extxyz or an ASE database)")):
+            unknown = sorted(set(atoms.get_chemical_symbols()) - set(plan.model.elements))
+            if len(atoms) == 0:
+                raise UserError(f"{path}@{k} has no atoms; remove the frame")
+            if unknown:
+                raise UserError(f"{path}@{k} holds {', '.join(unknown)}; add it to model.elements or remove the frame")
+            try:
+                graph_from_atoms(atoms, OVERLAPS)
+            except UserError as error:
+                raise UserError(f"{path}@{k}: {error}; mend or remove the frame") from error
+            found.append(Entry(atoms, trajectory or f"{path.name}:{atoms.get_chemical_formula()}"))
+        if len(found) == before:
+            raise UserError(f"{path} holds no structures; expected at least one")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainFigures:
+    """Losses of structures that were held out; means over batches, by their structures."""
+
+    structures: int
+    loss: float
+    """The weighted sum."""
+    terms: dict[str, float]
+    """Unweighted, by name."""
+
+    def line(self) -> str:
+        """All losses, for a person."""
+        return f"loss {self.loss:.4g}; " + ", ".join(f"{name} {value:.4g}" for name, value in self.terms.items())
+
+    def row(self) -> dict[str, float]:
+        """The terms by their columns in the log."""
+        return {f"val_{name}": value for name, value in self.terms.items()}
+
+
+class _Judge:
+    """The score is the weighted sum."""
+
+    def __init__(self, weights: dict[str, float]) -> None:
+        self.weights = {name.removeprefix("loss_"): weight for name, weight in weights.items()}
+        self.sums, self.n = dict.fromkeys(self.weights, 0.0), 0
+
+    def add(self, learner: nn.Module, batch: Views) -> None:
+        n = batch.graph.composition.shape[0] // 2
+        with torch.no_grad():
+            found = learner(batch)
+        self.sums = {name: total + n * float(found[name]) for name, total in self.sums.items()}
+        self.n += n
+
+    def verdict(self) -> tuple[float, PretrainFigures]:
+        terms = {name: total / self.n for name, total in self.sums.items()}
+        loss = sum(self.weights[name] * value for name, value in terms.items())
+        return loss, PretrainFigures(self.n, loss, terms)
+
+
+class _Steps(Dataset[Views]):
+    """Batches of some steps, for whichever process asks."""
+
+    def __init__(self, task: Pretraining, steps: range, rank: int, ranks: int) -> None:
+        self.task, self.steps, self.rank, self.ranks = task, steps, rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, k: int) -> Views:
+        return self.task.batch(self.steps[k], self.rank, self.ranks)
+
+
+def _itself(views: Any) -> Any:
+    return views
