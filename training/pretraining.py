@@ -177,7 +177,7 @@ class _Judge:
         n = batch.graph.composition.shape[0] // 2
         with torch.no_grad():
             found = learner(batch)
-        self.sums = {name: total + n * float(found[name]) for name, total in self.sums.items()}
+        self.sums = {name: total + n * float(found[name].detach()) for name, total in self.sums.items()}
         self.n += n
 
     def verdict(self) -> tuple[float, PretrainFigures]:
