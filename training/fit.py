@@ -13,7 +13,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
 from triforces_deploy.errors import UserError
-from triforces_deploy.training.data import Data, batches
+from triforces_deploy.training.batches import Stream
+from triforces_deploy.training.data import Data
 from triforces_deploy.training.objective import Losses, Metrics, Tally, losses, predict
 from triforces_deploy.training.recipe import OptimiserConfig, Recipe
 from triforces_deploy.training.structures import Sample, join
@@ -166,7 +167,10 @@ class _Stretch(IterableDataset[Sample]):
         every = recipe.trainer.validate_every
         start = self.fit.step
         end = min(recipe.trainer.steps, (start // every + 1) * every)
-        for batch in batches(samples, recipe.trainer.batch_size, recipe.seed, range(start, end), recipe.data.rotate):
+        stream = Stream(samples, recipe.trainer.batch_size, "structures", recipe.seed, recipe.data.rotate)
+        for step in range(start, end):
+            batch = stream.batch(step)
+            assert batch is not None
             yield batch
             if self.fit.out_of_time:
                 return

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,12 +20,13 @@ from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
 from triforces_deploy.stopping import SIGNALS, watched_signals
-from triforces_deploy.training.data import Data, fit_references, fit_scale, less_repulsion, load
+from triforces_deploy.training.data import MOST, Data, fit_references, fit_scale, less_repulsion, load
 from triforces_deploy.training.fit import Fit, Stopped, Watcher
 from triforces_deploy.training.objective import Losses, Metrics
 from triforces_deploy.training.progress import Bar
 from triforces_deploy.training.recipe import Recipe
 from triforces_deploy.training.run_folder import VALIDATION_COLUMNS, RunFolder
+from triforces_deploy.training.structures import Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +100,14 @@ def _new_model(plan: Recipe, data: Data) -> Model:
         torch.manual_seed(plan.seed)
         model = Model(plan.model)
     model.set_network_dtype(torch.float32 if plan.trainer.precision == "float32" else torch.float64)
-    samples = less_repulsion(data.train) if plan.model.zbl else data.train
-    model.references.copy_(fit_references(samples))
-    model.scale.copy_(fit_scale(samples))
+    model.references.copy_(fit_references(_network_labels(plan, data)))
+    model.scale.copy_(fit_scale(_network_labels(plan, data)))
     return model
+
+
+def _network_labels(plan: Recipe, data: Data) -> Iterable[Sample]:
+    samples = data.train.chunks(MOST)
+    return less_repulsion(samples) if plan.model.zbl else samples
 
 
 def _run(fit: Fit, recorder: _Recorder, accelerator: str) -> TrainResult:
