@@ -1,4 +1,4 @@
-"""``tfdeploy data convert``: files of any known format into one folder of packed structures, with a table of what was left out."""
+"""``tfdeploy data convert``: files of any known format into one folder of packed structures; a table says what was left out."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def convert_data(
     cutoff: Annotated[float, typer.Option(help="Of the neighbour lists, Å; the largest that a model will see.")] = 6.0,
     kind: Annotated[
         str | None,
-        typer.Option("--format", help="extxyz, ase, aselmdb, lemat, mptrj, matbench, qm9, md17; default: by ending."),
+        typer.Option("--format", help="One of extxyz, ase, aselmdb, lemat, mptrj, matbench, qm9, md17."),
     ] = None,
     nearest: Annotated[float, typer.Option(help="Leave out structures with atoms closer than this, Å.")] = 0.4,
     largest: Annotated[float, typer.Option("--largest-force", help="Leave out those with a larger force, eV/Å.")] = 100.0,
