@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from triforces_deploy.errors import UserError
 from triforces_deploy.training.data import Part, Unit
 from triforces_deploy.training.structures import Sample
 
@@ -80,15 +81,37 @@ class Stream:
         self.part, self.seed, self.rotate = part, seed, rotate
         self.order = Order(part.sizes(unit), size, seed)
 
-    def batch(self, step: int, share: slice = slice(None)) -> Sample | None:
-        """The share of a step; the shares of all processes and pieces make up the same batch. None where one is empty."""
-        chosen = self.order.batch(step)
-        if not chosen[share]:
-            return None
-        sample = self.part.batch(chosen[share])
-        if not self.rotate:
-            return sample
-        return rotated(sample, random_rotations(len(chosen), np.random.default_rng([self.seed, 2, step]))[share])
+    def batches(self, steps: range, rank: int = 0, ranks: int = 1) -> Iterator[Sample]:
+        """Every ``ranks``-th structure of the batch of each step; the shares of all ranks make up the batch.
+
+        Raises:
+            UserError: a batch with fewer structures than ranks.
+        """
+        share = slice(rank, None, ranks)
+        for step in steps:
+            chosen = self.order.batch(step)
+            if len(chosen) < ranks:
+                raise UserError(
+                    f"the batch of step {step + 1} has {len(chosen)} structures, which {ranks} processes and pieces cannot "
+                    "share; raise trainer.batch_size, or lower trainer.accumulate or trainer.devices"
+                )
+            sample = self.part.batch(chosen[share])
+            if self.rotate:
+                turns = random_rotations(len(chosen), np.random.default_rng([self.seed, 2, step]))
+                sample = rotated(sample, turns[share])
+            yield sample
+
+
+def cut(sizes: NDArray[np.int64], size: int) -> Iterator[list[int]]:
+    """All structures in their own order, in batches that do not exceed a size unless one structure does."""
+    chosen: list[int] = []
+    for k in range(len(sizes)):
+        if chosen and sizes[chosen].sum() + sizes[k] > size:
+            yield chosen
+            chosen = []
+        chosen.append(k)
+    if chosen:
+        yield chosen
 
 
 def random_rotations(n: int, rng: np.random.Generator) -> Tensor:

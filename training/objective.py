@@ -104,6 +104,21 @@ class Metrics:
     stress_rmse: float | None
     """meV/Å³."""
 
+    def line(self) -> str:
+        """Root mean squares, for a person."""
+        stress = "" if self.stress_rmse is None else f", stress {self.stress_rmse:.3g} meV/Å³"
+        return (
+            f"RMSE energy {self.energy_rmse:.3g} meV/atom, forces {self.forces_rmse:.4g} meV/Å ({self.forces_percent:.1f} %)"
+            f"{stress}"
+        )
+
+    def row(self) -> dict[str, float]:
+        """Errors by their columns in the log."""
+        errors = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse", "stress_mae", "stress_rmse")
+        return {
+            f"val_{name}": value for name, value in dataclasses.asdict(self).items() if name in errors and value is not None
+        }
+
 
 class Tally:
     """Adds up errors batch by batch, in float64."""

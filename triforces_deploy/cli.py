@@ -105,7 +105,8 @@ def train(
     from triforces_deploy.training.recipe import load_recipe
 
     result = fit(load_recipe(recipe, files=data or (), streams=streams), out, progress=not as_json)
-    _show("Training", result, as_json)
+    if result.main:
+        _show("Training", result, as_json)
     if result.signal is not None:
         print(result.line(), file=sys.stderr)
         raise typer.Exit(128 + result.signal)
