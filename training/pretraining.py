@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing, sha256_of
 from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
-from triforces_deploy.training.data import batch_indices, split_by_trajectory
+from triforces_deploy.training.batches import Order, cut
+from triforces_deploy.training.data import Unit, split_by_trajectory
 from triforces_deploy.training.objectives.base import Views
 from triforces_deploy.training.objectives.learner import Learner, counts
 from triforces_deploy.training.recipe import Recipe
-from triforces_deploy.training.structures import entries
+from triforces_deploy.training.sources.table import read_records
 from triforces_deploy.training.task import Task
+from triforces_deploy.training.transfer import take_over
 from triforces_deploy.training.views import two_views
 
 OVERLAPS = 1.0
@@ -47,6 +51,7 @@ class Pretraining(Task[Views]):
     def __init__(self, plan: Recipe) -> None:
         assert plan.objective is not None
         self.plan, self.objective = plan, plan.objective
+        self.started_from: dict[str, Any] = {}
         self.weights = {f"loss_{name}": term.weight for name, term in self.objective.terms().items()}
         self.validation_columns = tuple(f"val_{name}" for name in self.objective.terms())
         config = plan.data
@@ -54,7 +59,8 @@ class Pretraining(Task[Views]):
         if not paths:
             raise UserError("data.files is empty; name at least one file of structures")
         found, validation = _read(paths, plan), _read(own, plan)
-        self._split = split_by_trajectory(found, 0.0 if own else config.validation, config.test, config.split_seed)
+        counts = dict(collections.Counter(e.trajectory for e in found))
+        self._split = split_by_trajectory(counts, 0.0 if own else config.validation, config.test, config.split_seed)
         kept = {name: set(getattr(self._split, name)) for name in ("train", "validation", "test")}
         self.train = [e.atoms for e in found if e.trajectory in kept["train"]]
         self.held_out = [e.atoms for e in validation or found if own or e.trajectory in kept["validation"]]
@@ -63,6 +69,7 @@ class Pretraining(Task[Views]):
             raise UserError(
                 "no structures to train on or none to validate on; set data.validation above 0 or name validation_files"
             )
+        self.order = Order(_sizes(self.train, plan.trainer.batch_by), plan.trainer.batch_size, plan.seed)
         self.files = {str(p): sha256_of(p) for p in (*paths, *own)}
 
     def split(self) -> dict[str, Any]:
@@ -71,6 +78,7 @@ class Pretraining(Task[Views]):
     def provenance(self) -> dict[str, Any]:
         seen = sorted({int(z) for atoms in self.train for z in atoms.numbers})
         return {
+            **self.started_from,
             "pretrained": sorted(self.objective.terms()),
             "elements": [chemical_symbols[z] for z in seen],
             "frames": {"train": len(self.train), "validation": len(self.held_out), "test": self.n_test},
@@ -85,7 +93,8 @@ class Pretraining(Task[Views]):
         with torch.random.fork_rng():
             torch.manual_seed(plan.seed)
             model = Model(plan.model)
-            model.set_network_dtype(torch.float32 if plan.trainer.precision == "float32" else torch.float64)
+            model.set_network_dtype(torch.float64 if plan.trainer.precision == "float64" else torch.float32)
+            self.started_from = take_over(model, plan.init)
             return Learner(model, self.objective)
 
     def model_of(self, learner: nn.Module) -> Model:
@@ -93,17 +102,17 @@ class Pretraining(Task[Views]):
         return learner.model
 
     def batches(self, steps: range, rank: int = 0, ranks: int = 1) -> Iterator[Views]:
-        workers = self.plan.views.workers
-        loader = DataLoader(_Steps(self, steps, rank, ranks), batch_size=None, num_workers=workers, collate_fn=_itself)
-        return iter(loader)
+        return (self.batch(step, rank, ranks) for step in steps)
 
     def batch(self, step: int, rank: int, ranks: int) -> Views:
-        """The views of a step."""
-        plan, n = self.plan, len(self.train)
-        size = plan.trainer.batch_size
-        indices = batch_indices(n, size, plan.seed, step)
-        epochs = [position // n for position in range(step * size, (step + 1) * size)]
-        chosen = [(self.train[k], (plan.seed, 3, epoch, k)) for epoch, k in zip(epochs, indices, strict=True)]
+        """The views of a step: the same whoever makes them, and others whenever a structure comes again."""
+        plan = self.plan
+        chosen = [(self.train[k], (plan.seed, 3, step, k)) for k in self.order.batch(step)]
+        if len(chosen) < ranks:
+            raise UserError(
+                f"the batch of step {step + 1} has {len(chosen)} structures, which {ranks} processes and pieces cannot share; "
+                "raise trainer.batch_size, or lower trainer.accumulate or trainer.devices"
+            )
         return two_views(chosen[rank::ranks], plan.views, plan.model.cutoff, key=step + 1)
 
     def losses(self, learner: nn.Module, batch: Views) -> dict[str, Tensor]:
@@ -113,10 +122,9 @@ class Pretraining(Task[Views]):
         return {f"loss_{name}": count for name, count in counts(self.objective, batch).items()}
 
     def validation(self) -> Iterator[Views]:
-        plan, size = self.plan, self.plan.trainer.batch_size
-        for start in range(0, len(self.held_out), size):
-            some = self.held_out[start : start + size]
-            chosen = [(atoms, (plan.seed, 4, 0, start + k)) for k, atoms in enumerate(some)]
+        plan = self.plan
+        for some in cut(_sizes(self.held_out, plan.trainer.batch_by), plan.trainer.batch_size):
+            chosen = [(self.held_out[k], (plan.seed, 4, k)) for k in some]
             yield two_views(chosen, plan.views, plan.model.cutoff, key=0)
 
     def judge(self) -> _Judge:
@@ -131,7 +139,7 @@ def _read(paths: Sequence[Path], plan: Recipe) -> list[Entry]:
     found: list[Entry] = []
     for path in paths:
         before = len(found)
-        for k, atoms, trajectory in entries(existing(path, "structures (extxyz or an ASE database)")):
+        for k, (atoms, trajectory, _) in read_records(existing(path, "structures, labelled or not")):
             unknown = sorted(set(atoms.get_chemical_symbols()) - set(plan.model.elements))
             if len(atoms) == 0:
                 raise UserError(f"{path}@{k} has no atoms; remove the frame")
@@ -145,6 +153,13 @@ def _read(paths: Sequence[Path], plan: Recipe) -> list[Entry]:
         if len(found) == before:
             raise UserError(f"{path} holds no structures; expected at least one")
     return found
+
+
+def _sizes(structures: Sequence[Atoms], unit: Unit) -> NDArray[np.int64]:
+    """(S,) What each structure counts in a batch."""
+    if unit == "edges":
+        raise UserError("trainer.batch_by: edges differ from view to view; take atoms or structures for pretraining")
+    return np.array([len(atoms) if unit == "atoms" else 1 for atoms in structures], dtype=np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,20 +199,3 @@ class _Judge:
         terms = {name: total / self.n for name, total in self.sums.items()}
         loss = sum(self.weights[name] * value for name, value in terms.items())
         return loss, PretrainFigures(self.n, loss, terms)
-
-
-class _Steps(Dataset[Views]):
-    """Batches of some steps, for whichever process asks."""
-
-    def __init__(self, task: Pretraining, steps: range, rank: int, ranks: int) -> None:
-        self.task, self.steps, self.rank, self.ranks = task, steps, rank, ranks
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, k: int) -> Views:
-        return self.task.batch(self.steps[k], self.rank, self.ranks)
-
-
-def _itself(views: Any) -> Any:
-    return views

@@ -51,3 +51,7 @@ class Bar:
     def validated(self, step: int, figures: Figures) -> None:
         """A validation is done."""
         self.console.print(f"step {step:>{len(str(self.steps))}}: {figures.line()}", highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        """Something that a person should know."""
+        self.console.print(line, highlight=False, soft_wrap=True)

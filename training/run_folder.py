@@ -7,14 +7,17 @@ import io
 import json
 import math
 import pickle
+import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from lightning.fabric import Fabric
 
-from triforces_deploy import checkpoint
+from triforces_deploy import checkpoint, pictures
 from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import replacing
@@ -27,13 +30,15 @@ STATE_FORMAT = 1
 class RunFolder:
     """Reads and writes one run; every file appears whole or not at all, the log grows by whole lines."""
 
-    def __init__(self, folder: Path, task: Task[Any]) -> None:
+    def __init__(self, folder: Path, task: Task[Any], fabric: Fabric) -> None:
         self.folder, self.task = folder, task
+        self.device, self.processes = fabric.device, fabric.world_size
         self.columns = ("step", "lr", *task.training_columns, "val_score", *task.validation_columns)
         self.best = folder / "best.ckpt"
         self.last = folder / "last.ckpt"
         self.log = folder / "log.csv"
         self.state = folder / "state.ckpt"
+        self.bad_batch = folder / f"bad_batch.{fabric.global_rank}.pt"
 
     def begin(self) -> None:
         """Start a new run: write down what it is and clear the log."""
@@ -41,9 +46,10 @@ class RunFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make the folder {self.folder}: {error.strerror}; choose another") from error
-        for path in (self.state, self.best, self.last):
+        for path in (self.state, self.best, self.last, self.bad_batch):
             path.unlink(missing_ok=True)
         _write(self.folder / "recipe.yaml", yaml.safe_dump(as_dict(self.task.plan), sort_keys=False, allow_unicode=True))
+        _write(self.folder / "about.json", json.dumps(self._about(), indent=1))
         _write(self.folder / "split.json", json.dumps(self.task.split(), indent=1))
         _write(self.log, ",".join(self.columns) + "\n")
 
@@ -99,20 +105,56 @@ class RunFolder:
             "files": self.task.files,
             "split": self.task.split(),
             **self.task.provenance(),
-            "packages": {name: version(name) for name in ("torch", "lightning", "ase", "numpy", "vesin")},
+            "packages": _packages(),
         }
         checkpoint.save(path, model, provenance)
+
+    def save_batch(self, step: int, pieces: list[Any]) -> None:
+        """Write the structures of a bad step as plain tensors, for ``torch.load``."""
+        with replacing(self.bad_batch) as part:
+            torch.save({"step": step, "pieces": _plain(pieces)}, part)
+
+    def draw(self) -> None:
+        """Make curves.png of the log."""
+        rows = list(csv.DictReader(io.StringIO(self.log.read_text(encoding="utf-8"))))
+        columns = {}
+        for name in self.columns[1:]:
+            points = [(float(row["step"]), float(row[name])) for row in rows if row[name]]
+            columns[name] = np.array(points, np.float64).reshape(-1, 2)
+        pictures.log_curves(columns, self.folder / "curves.png")
+
+    def _about(self) -> dict[str, Any]:
+        """What a person wants to know who finds the folder a year later."""
+        return {
+            "data": self.task.files,
+            **self.task.provenance(),
+            "packages": _packages(),
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
+            "processes": self.processes,
+        }
 
 
 def _identity(task: Task[Any]) -> str:
     """What may not change between two calls of one run, as JSON; how long, how often and where may."""
     content = as_dict(task.plan)
-    for key in ("max_minutes", "save_every", "threads", "device"):
+    for key in ("max_minutes", "save_every", "threads", "device", "workers", "loggers"):
         del content["trainer"][key]
     for key in ("files", "validation_files"):  # may have moved; their content counts
         del content["data"][key]
     content["content of the data files"] = [list(task.files.values()), task.split()]
     return json.dumps(content, sort_keys=True)  # the order of keys in a recipe means nothing
+
+
+def _packages() -> dict[str, str]:
+    return {name: version(name) for name in ("triforces-deploy", "torch", "lightning", "ase", "numpy", "vesin")}
+
+
+def _plain(found: Any) -> Any:
+    """The same without classes of ours, which ``torch.load`` would have to trust."""
+    if isinstance(found, tuple) and type(found) is not tuple:  # named
+        return {name: _plain(item) for name, item in found._asdict().items()}  # type: ignore[attr-defined]
+    return [_plain(item) for item in found] if isinstance(found, tuple | list) else found
 
 
 def _cell(value: float) -> str:

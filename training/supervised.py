@@ -6,17 +6,24 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
-from triforces_deploy.training.data import batches, elements_seen, fit_references, fit_scale, less_repulsion, load
-from triforces_deploy.training.objective import Metrics, Tally, losses, predict
+from triforces_deploy.training.batches import Stream, cut
+from triforces_deploy.training.data import MOST, elements_seen, fit_references, fit_scale, less_repulsion, load
+from triforces_deploy.training.importance import importance
+from triforces_deploy.training.objective import Metrics, Tally, known, losses, predict
 from triforces_deploy.training.recipe import Recipe
-from triforces_deploy.training.structures import Sample, join
+from triforces_deploy.training.structures import Sample
 from triforces_deploy.training.task import Task
+from triforces_deploy.training.transfer import adjust_references, take_over
+
+MOST_EVALUATED = 1024
+"""Structures from which references are adjusted to a head that was taken over."""
 
 
 class Supervised(Task[Sample]):
@@ -41,6 +48,9 @@ class Supervised(Task[Sample]):
             raise UserError(
                 "no structures to train on or none to validate on; set data.validation above 0 or name validation_files"
             )
+        self.started_from: dict[str, Any] = {}
+        trainer = plan.trainer
+        self.stream = Stream(self.data.train, trainer.batch_size, trainer.batch_by, plan.seed, plan.data.rotate)
 
     def split(self) -> dict[str, Any]:
         return as_dict(self.data.split)
@@ -48,6 +58,7 @@ class Supervised(Task[Sample]):
     def provenance(self) -> dict[str, Any]:
         data = self.data
         return {
+            **self.started_from,
             "elements": elements_seen(data.train),
             "shortest_distances": data.shortest,
             "frames": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
@@ -68,33 +79,46 @@ class Supervised(Task[Sample]):
         with torch.random.fork_rng():
             torch.manual_seed(plan.seed)
             model = Model(plan.model)
-        model.set_network_dtype(torch.float32 if plan.trainer.precision == "float32" else torch.float64)
-        samples = less_repulsion(self.data.train) if plan.model.zbl else self.data.train
-        model.references.copy_(fit_references(samples))
-        model.scale.copy_(fit_scale(samples))
+        model.set_network_dtype(torch.float64 if plan.trainer.precision == "float64" else torch.float32)
+        self.started_from = take_over(model, plan.init)
+        if "heads" in plan.init.taken():
+            adjust_references(model, self.data.train.chunks(MOST_EVALUATED))
+            return model
+        model.references.copy_(fit_references(self._network_labels()))
+        model.scale.copy_(fit_scale(self._network_labels()))
         return model
+
+    def _network_labels(self) -> Iterator[Sample]:
+        samples = self.data.train.chunks(MOST)
+        return less_repulsion(samples) if self.plan.model.zbl else samples
 
     def model_of(self, learner: nn.Module) -> Model:
         assert isinstance(learner, Model)
         return learner
 
     def batches(self, steps: range, rank: int = 0, ranks: int = 1) -> Iterator[Sample]:
-        plan = self.plan
-        return batches(self.data.train, plan.trainer.batch_size, plan.seed, steps, plan.data.rotate, rank, ranks)
+        found = self.stream.batches(steps, rank, ranks)
+        return found if self.plan.loss.importance is None else self._weighted(found, steps, rank, ranks)
+
+    def _weighted(self, found: Iterator[Sample], steps: range, rank: int, ranks: int) -> Iterator[Sample]:
+        """The batches with the importance of their atoms."""
+        config, train = self.plan.loss.importance, self.data.train
+        assert config is not None
+        for step, sample in zip(steps, found, strict=True):
+            members = train.members[self.stream.order.batch(step)[rank::ranks]].tolist()
+            weights = [importance(train.packs[pack].atoms(k), config) for pack, k in members]
+            yield sample._replace(weights=torch.from_numpy(np.concatenate(weights)))
 
     def losses(self, learner: nn.Module, batch: Sample) -> dict[str, Tensor]:
         _, *parts = losses(predict(learner, batch.graph, create_graph=True), batch, self.plan.loss)
         return dict(zip(self.weights, parts, strict=True))
 
     def counts(self, batch: Sample) -> dict[str, float]:
-        n_structures = float(len(batch.energy))
-        known = float(batch.stress.isfinite().all(dim=(1, 2)).sum())
-        return {"loss_energy": n_structures, "loss_forces": n_structures, "loss_stress": known}
+        return dict(zip(self.weights, known(batch), strict=True))
 
-    def validation(self) -> list[Sample]:
-        size = self.plan.trainer.batch_size
-        found = self.data.validation
-        return [join(found[start : start + size]) for start in range(0, len(found), size)]
+    def validation(self) -> Iterator[Sample]:
+        trainer, found = self.plan.trainer, self.data.validation
+        return (found.batch(chosen) for chosen in cut(found.sizes(trainer.batch_by), trainer.batch_size))
 
     def judge(self) -> _Judge:
         return _Judge(self.plan)
@@ -105,19 +129,23 @@ class Supervised(Task[Sample]):
 
 @dataclasses.dataclass
 class _Judge:
-    """The score is the weighted loss, a mean over structures."""
+    """The score is the weighted loss, each part a mean over the structures that have the label."""
 
     plan: Recipe
     tally: Tally = dataclasses.field(default_factory=Tally)
-    score: float = 0.0
-    seen: int = 0
+    sums: list[float] = dataclasses.field(default_factory=lambda: [0.0] * 3)
+    seen: list[float] = dataclasses.field(default_factory=lambda: [0.0] * 3)
 
     def add(self, learner: nn.Module, batch: Sample) -> None:
         prediction = predict(learner, batch.graph)
         self.tally.add(prediction, batch)
-        n = len(batch.energy)
-        self.score += n * float(losses(prediction, batch, self.plan.loss).total)
-        self.seen += n
+        _, *parts = losses(prediction, batch, self.plan.loss)
+        counts = known(batch)
+        self.sums = [s + n * float(part) for s, n, part in zip(self.sums, counts, parts, strict=True)]
+        self.seen = [s + n for s, n in zip(self.seen, counts, strict=True)]
 
     def verdict(self) -> tuple[float, Metrics]:
-        return self.score / self.seen, self.tally.metrics()
+        loss = self.plan.loss
+        means = [s / max(1.0, n) for s, n in zip(self.sums, self.seen, strict=True)]
+        score = sum(w * part for w, part in zip((loss.energy, loss.forces, loss.stress), means, strict=True))
+        return score, self.tally.metrics()

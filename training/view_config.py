@@ -45,8 +45,6 @@ class ViewsConfig:
     """'vacancies': fraction of the atoms that are left out, at least one; never the last two."""
     edges: float = 0.1
     """'edges': fraction of the edges that are left out."""
-    workers: int = 0
-    """Processes that make views ahead of the training; the views do not depend on it."""
 
     def check(self, where: str) -> None:
         """UserError for values that make no sense."""
@@ -59,7 +57,7 @@ class ViewsConfig:
         for name in ("chance", "masked", "vacancies", "edges"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{where}.{name}: expected a number in 0 … 1, got {getattr(self, name)}")
-        for name, least in {"most": 1, "tiles": 1, "most_atoms": 1, "workers": 0}.items():
+        for name, least in {"most": 1, "tiles": 1, "most_atoms": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"{where}.{name}: expected {least} or more, got {getattr(self, name)}")
         if not self.strategies:

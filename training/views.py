@@ -23,7 +23,7 @@ from triforces_deploy.training.augmentations import (
     turned,
     with_vacancies,
 )
-from triforces_deploy.training.data import random_rotations
+from triforces_deploy.training.batches import random_rotations
 from triforces_deploy.training.objectives.base import Views
 from triforces_deploy.training.view_config import Augmentation, ViewsConfig
 

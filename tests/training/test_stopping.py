@@ -22,6 +22,7 @@ import yaml
 from tests.training.small import equal, labels, log, recipe, recipe_file, train, weights
 from triforces_deploy import checkpoint
 from triforces_deploy.errors import UserError
+from triforces_deploy.stopping import SIGNALS
 from triforces_deploy.training import loop
 from triforces_deploy.training.loop import TrainResult
 
@@ -97,12 +98,12 @@ def test_signals_change_nothing(data: Path, straight: Path, tmp_path: Path, monk
     """Between log lines, right before a validation, at a state, and at the last step."""
     sent = {7: signal.SIGTERM, 15: signal.SIGINT, 18: signal.SIGTERM, 40: signal.SIGINT}
     kill_at({**sent}, monkeypatch)
-    before = [signal.getsignal(number) for number in loop.SIGNALS]
+    before = [signal.getsignal(number) for number in SIGNALS]
     for step in (7, 15, 18):
         result = train(recipe(data), tmp_path)
         assert (result.status, result.step, result.signal) == ("interrupted", step, sent[step])
         assert f"interrupted after step {step} of 40; the same command goes on" in result.line()
-        assert [signal.getsignal(number) for number in loop.SIGNALS] == before
+        assert [signal.getsignal(number) for number in SIGNALS] == before
     result = train(recipe(data), tmp_path)
     assert (result.status, result.step, result.signal) == ("finished", 40, None)
     check_same(tmp_path, straight)
@@ -115,11 +116,11 @@ def test_a_signal_in_a_validation_waits_for_its_end(
     """Of several batches: what drives the loop would rather leave between two of them."""
     plain, calls = loop.Fit.validation_step, []
 
-    def validation_step(self: Any, sample: Any) -> None:
+    def validation_step(self: Any, *arguments: Any) -> None:
         calls.append(self.step)
         if len(calls) == 1:
             os.kill(os.getpid(), number)
-        plain(self, sample)
+        plain(self, *arguments)
 
     monkeypatch.setattr(loop.Fit, "validation_step", validation_step)
     result = train(recipe(data, trainer={"batch_size": 3}), tmp_path)
@@ -241,7 +242,12 @@ def test_a_loss_that_is_not_a_number(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss of step \d+ is not a number; lower optimiser.lr") as caught:
         train(recipe(data, optimiser={"lr": 1e200, "clip": 1e300, "warmup": 0}, trainer={"save_every": 1}), tmp_path)
     assert "\n" not in str(caught.value)
-    assert {p.name for p in tmp_path.iterdir()} <= {"recipe.yaml", "split.json", "log.csv", "state.ckpt"}
+    step = int(str(caught.value).split("the loss of step ")[1].split()[0])
+    good, bad = torch.load(tmp_path / "state.ckpt")["fit"], torch.load(tmp_path / "bad_batch.0.pt")
+    assert (good["step"], bad["step"]) == (step - 1, step)
+    assert all(bool(tensor.isfinite().all()) for tensor in good["model"].values())
+    assert bad["pieces"][0]["forces"].shape == (40, 3)
+    assert bad["pieces"][0]["graph"]["edge_index"].shape[0] == 2
 
 
 def test_nothing_to_validate_on_and_no_gpu(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +280,7 @@ def test_a_full_disk_is_one_line_and_can_be_gone_on_from(data: Path, straight: P
     with largest_file(50_000), pytest.raises(UserError, match=r"cannot write .*state\.ckpt.*free some space") as caught:
         train(recipe(data), tmp_path)
     assert "\n" not in str(caught.value)
-    assert {p.name for p in tmp_path.iterdir()} == {"recipe.yaml", "split.json", "log.csv"}
+    assert {p.name for p in tmp_path.iterdir()} == {"recipe.yaml", "about.json", "split.json", "log.csv", "tensorboard"}
     train(recipe(data), tmp_path)
     check_same(tmp_path, straight)
 

@@ -1,7 +1,8 @@
 """Sums over all processes that share a batch, and the norm that needs them.
 
-Several processes average their gradients. Where a loss is a function of such sums, and so the same number on each, its
-gradient on each is ranks × its own part, and the average is the gradient of the one big batch.
+Several processes add up their gradients after the backward pass, each loss weighted by the process' share in what it is the
+mean of. A loss that is a function of such sums is the same number everywhere, with the share 1/ranks; its gradient is ranks
+times that process' part, so that the sum is the gradient of the one big batch.
 """
 
 from __future__ import annotations

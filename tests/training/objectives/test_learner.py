@@ -15,7 +15,7 @@ from tests.training.small import MODEL
 from triforces_deploy.config import ModelConfig, read
 from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
-from triforces_deploy.training.data import random_rotations
+from triforces_deploy.training.batches import random_rotations
 from triforces_deploy.training.objectives.base import Seen, Views
 from triforces_deploy.training.objectives.config import ObjectiveConfig
 from triforces_deploy.training.objectives.denoising import VectorHead, by_gradient
