@@ -77,8 +77,7 @@ class Part(Sequence[Sample]):
     def __getitem__(self, k: int | slice) -> Sample | list[Sample]:
         if isinstance(k, slice):
             return [self[i] for i in range(*k.indices(len(self)))]
-        pack, member = self.members[k]
-        return self.packs[pack][int(member)]
+        return self.batch([range(len(self))[k]])
 
     def batch(self, chosen: Sequence[int]) -> Sample:
         """Some structures side by side, in the order asked for."""

@@ -166,7 +166,7 @@ class Fit:
                 with self.fabric.autocast():
                     found = self.task.losses(self.model, self.fabric.to_device(piece))
                 own = {name: part * fraction for (name, part), fraction in zip(found.items(), share, strict=True)}
-                self.task.total(own).backward()  # type: ignore[no-untyped-call]
+                self.task.total(own).backward()
                 parts += torch.stack([part.detach().to(parts) for part in own.values()])
         except (RuntimeError, MemoryError) as error:  # CUDA's own kind is a RuntimeError
             if not _lacks_memory(error):

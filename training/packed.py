@@ -98,7 +98,7 @@ class Packed(Sequence[Sample]):
         return self.batch([range(len(self))[k]])
 
     def batch(self, chosen: Sequence[int] | NDArray[np.int64]) -> Sample:
-        """Some structures side by side, in the order asked for, with their graphs and labels."""
+        """Some structures, at least one, side by side in the order asked for, with their graphs and labels."""
         of_atoms = [slice(self.first_atom[k], self.first_atom[k + 1]) for k in chosen]
         of_edges = [slice(self.first_edge[k], self.first_edge[k + 1]) for k in chosen]
         at = np.asarray(chosen, np.int64)
@@ -106,9 +106,9 @@ class Packed(Sequence[Sample]):
         positions = self._gather("positions", of_atoms)
         centre = np.repeat(np.arange(len(positions)), self._gather("degree", of_atoms))
         neighbour = self._gather("neighbour", of_edges) + np.repeat(np.cumsum(n_atoms) - n_atoms, n_edges)
-        cell = self.arrays["cell"][at]
+        cell: NDArray[np.float64] = self.arrays["cell"][at]
         shift = self.arrays["shift"]
-        vector = _joined([shift[e].astype(np.float64) @ cell[g] for g, e in enumerate(of_edges)], (3,))
+        vector = np.concatenate([shift[e].astype(np.float64) @ cell[g] for g, e in enumerate(of_edges)])
         # The order of the sum is that of neighbours.py, so that both give the same bits.
         vector = positions[neighbour] - positions[centre] + vector
         if self.cutoff < self.about.cutoff:
@@ -116,7 +116,7 @@ class Packed(Sequence[Sample]):
             neighbour, centre, vector = neighbour[near], centre[near], vector[near]
         numbers = torch.from_numpy(self._gather("numbers", of_atoms).astype(np.int64))
         batch = torch.from_numpy(np.repeat(np.arange(len(at)), n_atoms))
-        solid = cell.any(axis=2).all(axis=1)
+        solid = np.count_nonzero(cell.any(axis=2), axis=1) == 3
         graph = Graph(
             numbers=numbers,
             edge_index=torch.from_numpy(np.stack([neighbour, centre])),
@@ -147,7 +147,7 @@ class Packed(Sequence[Sample]):
 
     def trajectory(self, k: int) -> str:
         """The path of configurations that a structure belongs to."""
-        return self.about.trajectories[self.arrays["trajectory"][k]]
+        return self.about.trajectories[int(self.arrays["trajectory"][k])]
 
     def frame(self, k: int) -> Frame:
         """One structure and where it comes from."""
@@ -176,11 +176,7 @@ class Packed(Sequence[Sample]):
 
     def _gather(self, name: str, slices: Sequence[slice]) -> NDArray[Any]:
         array = self.arrays[name]
-        return _joined([array[s] for s in slices], LAYOUT[name][1])
-
-
-def _joined(parts: list[NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
-    return np.concatenate(parts) if parts else np.zeros((0, *shape))
+        return np.concatenate([array[s] for s in slices])
 
 
 def assembled(index: Index, arrays: Arrays) -> Packed:
@@ -205,8 +201,8 @@ def open_packed(path: Path) -> Packed:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise UserError(f"{path} is of format {content['format']}, this version reads {FORMAT}; convert the data again")
-        fields = {f.name: content[f.name] for f in dataclasses.fields(Index)}
-        index = Index(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        lists = {f.name: tuple(content[f.name]) for f in dataclasses.fields(Index) if f.name != "cutoff"}
+        index = Index(cutoff=float(content["cutoff"]), **lists)
         counts: dict[str, int] = content["counts"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no index of packed structures; expected what `tfdeploy data convert` makes") from error

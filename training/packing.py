@@ -75,8 +75,8 @@ class Packer:
         if trajectory is None:
             self._undeclared.add(number)
         self._elements[atoms.numbers] = True
-        for target, value in record.targets.items():
-            self._targets.setdefault(target, []).append((self.counts["structures"], value))
+        for target, number_of in record.targets.items():
+            self._targets.setdefault(target, []).append((self.counts["structures"], number_of))
         row_of: dict[str, object] = {
             "numbers": atoms.numbers, "positions": atoms.positions, "forces": labels.forces,
             "degree": np.bincount(i, minlength=len(atoms)), "neighbour": j, "shift": shift,
