@@ -108,7 +108,7 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = True) -> Recipe:
-    """Read a recipe file, or one of the package by its bare name (minimal, demo, paper).
+    """Read a recipe file, or one of the package by its bare name (minimal, demo, paper, pretrain, finetune).
 
     Args:
         path: the YAML file or the name.

@@ -94,13 +94,15 @@ def label(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="YAML recipe, or the name of one that comes along: demo, minimal, paper.")],
+    recipe: Annotated[
+        str, typer.Argument(help="YAML recipe, or the name of one that comes along: demo, minimal, paper, pretrain, finetune.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder. A run found there is continued.")],
     data: Annotated[list[Path] | None, typer.Option(help="Labelled structures, in place of data.files.")] = None,
     streams: Annotated[bool, typer.Option(help="--no-streams leaves composition and structure out: the baseline.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Fit a potential to labelled structures."""
+    """Fit a potential to labelled structures, or pretrain one on structures alone."""
     from triforces_deploy.training.loop import train as fit
     from triforces_deploy.training.recipe import load_recipe
 
