@@ -95,7 +95,7 @@ def label(
 @app.command()
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="YAML recipe, or the name of one that comes along: demo, minimal, paper, pretrain, finetune.")
+        str, typer.Argument(help="YAML recipe, or the name of one that comes along, such as demo, paper or pretrain.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder. A run found there is continued.")],
     data: Annotated[list[Path] | None, typer.Option(help="Labelled structures, in place of data.files.")] = None,

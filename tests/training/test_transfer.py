@@ -113,9 +113,9 @@ def test_references_follow_labels_with_another_zero_of_energy(data: Path, tmp_pa
     before, after = weights(first)["references"], weights(second)["references"]
     assert float(after[32] - before[32] - (after[14] - before[14])) == pytest.approx(3.0, abs=0.3)
     assert torch.equal(weights(first)["scale"], weights(second)["scale"])
-    assert (
-        evaluate(second, part="validation").model.energy_rmse < 1.2 * evaluate(first, part="validation").model.energy_rmse + 5
-    )
+    # Least squares on the training part: no references do better there, those of the first with 3 eV more included.
+    errors = [evaluate(path, part="train").model.energy_rmse for path in (first, second)]
+    assert errors[1] <= errors[0] * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(
