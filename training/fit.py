@@ -157,15 +157,17 @@ class Fit:
 
     def _gradients(self, pieces: list[Any]) -> tuple[Tensor, bool]:
         """Add up the gradients of the pieces; this process' part of the losses, and whether there was memory enough."""
-        counts = torch.tensor([list(self.task.counts(piece).values()) for piece in pieces], dtype=torch.float64)
+        names = list(self.task.weights)
+        found = [self.task.counts(piece) for piece in pieces]
+        counts = torch.tensor([[count[name] for name in names] for count in found], dtype=torch.float64)
         whole = agree(self.fabric, counts.sum(0), "sum")
         shares = self.fabric.to_device(torch.where(whole > 0, counts / whole, 0.0))
         parts = torch.zeros(shares.shape[1], dtype=torch.float64, device=shares.device)
         try:
             for piece, share in zip(pieces, shares, strict=True):
                 with self.fabric.autocast():
-                    found = self.task.losses(self.model, self.fabric.to_device(piece))
-                own = {name: part * fraction for (name, part), fraction in zip(found.items(), share, strict=True)}
+                    losses = self.task.losses(self.model, self.fabric.to_device(piece))
+                own = {name: losses[name] * fraction for name, fraction in zip(names, share, strict=True)}
                 self.task.total(own).backward()
                 parts += torch.stack([part.detach().to(parts) for part in own.values()])
         except (RuntimeError, MemoryError) as error:  # CUDA's own kind is a RuntimeError

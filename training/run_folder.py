@@ -24,7 +24,7 @@ from triforces_deploy.files import replacing
 from triforces_deploy.model import Model
 from triforces_deploy.training.task import Figures, Task
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 class RunFolder:
@@ -138,7 +138,7 @@ class RunFolder:
 def _identity(task: Task[Any]) -> str:
     """What may not change between two calls of one run, as JSON; how long, how often and where may."""
     content = as_dict(task.plan)
-    for key in ("max_minutes", "save_every", "threads", "device", "workers", "loggers"):
+    for key in ("max_minutes", "save_every", "threads", "device", "devices", "nodes", "workers", "loggers"):
         del content["trainer"][key]
     for key in ("files", "validation_files"):  # may have moved; their content counts
         del content["data"][key]
