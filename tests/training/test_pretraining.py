@@ -19,7 +19,7 @@ from triforces_deploy.export.exporting import ExportOptions, export
 from triforces_deploy.training.pretraining import Pretraining
 
 TERMS: dict[str, Any] = {
-    "denoise": {"head": "vector"}, "masked": {"hidden": [16]}, "lejepa": {"slices": 32, "hidden": 16, "width": 8},
+    "denoise": {"head": "vector"}, "masked": {"weight": 10, "hidden": [16]}, "lejepa": {"slices": 32, "hidden": 16, "width": 8},
 }  # fmt: skip
 VIEWS: dict[str, Any] = {"noise": [0.1, 0.1], "radius": [3.0, 3.6]}
 
@@ -40,7 +40,7 @@ def unlabelled(folder: Path) -> Path:
 
 
 def plan(path: Path, **sections: Any) -> Any:
-    return recipe(path, objective=TERMS, views=VIEWS, **sections)
+    return recipe(path, objective=TERMS, views=VIEWS, **{"optimiser": {"lr": 1e-2}, **sections})
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_it_learns_from_structures_alone(straight: Path) -> None:
     # 3 σ² (1 − 1/N) is the score of knowing nothing; ln 2 that of guessing one of two elements.
     assert denoise[-1] < 3 * 0.01 * 7 / 8
     assert masked[-1] < 0.6 * np.log(2)
-    total = 10 * np.array(denoise) + 0.1 * np.array(masked) + 0.1 * np.array(column(straight, "val_lejepa"))
+    total = 10 * np.array(denoise) + 10 * np.array(masked) + 0.1 * np.array(column(straight, "val_lejepa"))
     np.testing.assert_allclose(column(straight, "val_score"), total, rtol=1e-6)
 
 
