@@ -37,7 +37,7 @@ ELEMENTS = tuple(MODEL["elements"])
 
 
 def flat(sample: Sample) -> list[torch.Tensor]:
-    return [*sample.graph, *sample[1:]]
+    return [*sample.graph, *sample[1:4]]
 
 
 # ---- every format ----
