@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -240,11 +241,13 @@ class _Helper(Watcher):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what Fabric says about itself."""
+    """Silence what Fabric says about itself, and torch about layer norms in bf16, which are slower on a CPU and right."""
     logger = logging.getLogger("lightning.fabric")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+            yield
     finally:
         logger.setLevel(level)
