@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, overload
@@ -89,11 +90,9 @@ class Part(Sequence[Sample]):
         """(S,) what each structure counts; edges are those of the pack's own lists."""
         if unit == "structures":
             return np.ones(len(self), np.int64)
-        sizes = np.zeros(len(self), np.int64)
-        for k, pack in enumerate(self.packs):
-            own = self.members[:, 0] == k
-            sizes[own] = pack.arrays["n_atoms" if unit == "atoms" else "n_edges"][self.members[own, 1]]
-        return sizes
+        of_packs = [pack.arrays["n_atoms" if unit == "atoms" else "n_edges"] for pack in self.packs]
+        first = np.cumsum([0, *map(len, of_packs)])[:-1]
+        return np.concatenate(of_packs).astype(np.int64)[first[self.members[:, 0]] + self.members[:, 1]]
 
     def chunks(self, most: int | None = None, size: int = 64) -> Iterator[Sample]:
         """The structures in batches of ``size``; no more than ``most`` of them, evenly spaced."""
@@ -150,13 +149,12 @@ def load(config: DataConfig, model: ModelConfig) -> Data:
     )
 
 
-def _counts(packs: Sequence[Packed]) -> dict[str, int]:
+def _counts(packs: Sequence[Packed]) -> Counter[str]:
     """Structures of each trajectory."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for pack in packs:
-        of_each = np.bincount(pack.arrays["trajectory"], minlength=len(pack.about.trajectories)).tolist()
-        for name, n in zip(pack.about.trajectories, of_each, strict=True):
-            counts[name] = counts.get(name, 0) + n
+        names = pack.about.trajectories
+        counts.update(dict(zip(names, np.bincount(pack.arrays["trajectory"], minlength=len(names)).tolist(), strict=True)))
     return counts
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from triforces_deploy.config import as_dict
@@ -21,7 +17,7 @@ from triforces_deploy.training.fit import Fit, Watcher
 from triforces_deploy.training.loggers import Logger, start
 from triforces_deploy.training.pretraining import Pretraining
 from triforces_deploy.training.progress import Bar
-from triforces_deploy.training.ranks import start_alike
+from triforces_deploy.training.ranks import new_fabric, quiet, start_alike
 from triforces_deploy.training.recipe import Recipe
 from triforces_deploy.training.run_folder import RunFolder
 from triforces_deploy.training.supervised import Supervised
@@ -73,14 +69,14 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
     """
     if plan.trainer.threads is not None:
         torch.set_num_threads(plan.trainer.threads)
-    fabric = _fabric(plan)
+    fabric = new_fabric(plan.trainer)
     plan.model.refuse_frozen()
     if plan.model.uncertainty:
         raise UserError(
             "model.uncertainty is made by `tfdeploy uncertainty` of a trained checkpoint; leave it out of the recipe"
         )
     task: Task[Any] = Supervised(plan) if plan.objective is None else Pretraining(plan)
-    with watched_signals() as asked, _quiet():
+    with watched_signals() as asked, quiet():
         fabric.launch()  # the other processes run the same command from its start
         folder = RunFolder(out, task, fabric)
         state = folder.load_state() if resume else None
@@ -118,23 +114,6 @@ def _run(fit: Fit, recorder: _Recorder) -> TrainResult:
         seconds=recorder.seconds(),
         signal=signal_number or None,
         main=main,
-    )
-
-
-def _fabric(plan: Recipe) -> Fabric:
-    """Lightning Fabric for device, precision and processes; the loop, log and checkpoints are ours."""
-    trainer = plan.trainer
-    if trainer.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("trainer.device is cuda but torch finds no GPU; set it to auto or cpu")
-    accelerator = "cuda" if torch.cuda.is_available() and trainer.device != "cpu" else "cpu"
-    if accelerator == "cuda" and trainer.devices > torch.cuda.device_count():
-        raise UserError(f"trainer.devices is {trainer.devices} but torch finds {torch.cuda.device_count()} GPUs")
-    return Fabric(
-        accelerator=accelerator,
-        devices=trainer.devices,
-        num_nodes=trainer.nodes,
-        strategy="ddp" if trainer.devices * trainer.nodes > 1 else "auto",
-        precision="bf16-mixed" if trainer.precision == "bf16" else "32-true",
     )
 
 
@@ -237,15 +216,3 @@ class _Helper(Watcher):
     def on_bad_step(self, step: int, pieces: list[Any]) -> str:
         self.folder.save_batch(step, pieces)
         return f"; {self.folder.bad_batch} has its structures"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what Fabric says about itself."""
-    logger = logging.getLogger("lightning.fabric")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -100,26 +100,19 @@ class Packed(Sequence[Sample]):
     def batch(self, chosen: Sequence[int] | NDArray[np.int64]) -> Sample:
         """Some structures, at least one, side by side in the order asked for, with their graphs and labels."""
         of_atoms = [slice(self.first_atom[k], self.first_atom[k + 1]) for k in chosen]
-        of_edges = [slice(self.first_edge[k], self.first_edge[k + 1]) for k in chosen]
         at = np.asarray(chosen, np.int64)
         n_atoms, n_edges = (np.diff(f)[at] for f in (self.first_atom, self.first_edge))
-        positions = self._gather("positions", of_atoms)
-        centre = np.repeat(np.arange(len(positions)), self._gather("degree", of_atoms))
-        neighbour = self._gather("neighbour", of_edges) + np.repeat(np.cumsum(n_atoms) - n_atoms, n_edges)
         cell: NDArray[np.float64] = self.arrays["cell"][at]
-        shift = self.arrays["shift"]
-        vector = np.concatenate([shift[e].astype(np.float64) @ cell[g] for g, e in enumerate(of_edges)])
-        # The order of the sum is that of neighbours.py, so that both give the same bits.
-        vector = positions[neighbour] - positions[centre] + vector
+        edge_index, vector = self._edges(chosen, of_atoms, cell, int(n_edges.sum()))
         if self.cutoff < self.about.cutoff:
             near = np.einsum("ek,ek->e", vector, vector) < self.cutoff**2
-            neighbour, centre, vector = neighbour[near], centre[near], vector[near]
+            edge_index, vector = edge_index[:, near], vector[near]
         numbers = torch.from_numpy(self._gather("numbers", of_atoms).astype(np.int64))
         batch = torch.from_numpy(np.repeat(np.arange(len(at)), n_atoms))
         solid = np.count_nonzero(cell.any(axis=2), axis=1) == 3
         graph = Graph(
             numbers=numbers,
-            edge_index=torch.from_numpy(np.stack([neighbour, centre])),
+            edge_index=torch.from_numpy(edge_index),
             edge_vector=torch.from_numpy(vector),
             batch=batch,
             owned=torch.ones(len(numbers), dtype=torch.bool),
@@ -173,6 +166,25 @@ class Packed(Sequence[Sample]):
                 f"convert the data again with --cutoff {cutoff:g}"
             )
         return dataclasses.replace(self, cutoff=cutoff, max_neighbours=max_neighbours)
+
+    def _edges(
+        self, chosen: Sequence[int] | NDArray[np.int64], of_atoms: list[slice], cell: NDArray[np.float64], n_edges: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Ends (2, E) and vectors (E, 3) of all edges, structure by structure, which is what a cache can hold."""
+        ends, vector = np.empty((2, n_edges), np.int64), np.empty((n_edges, 3))
+        start = offset = 0
+        for k, own, lattice in zip(chosen, of_atoms, cell, strict=True):
+            edges = slice(self.first_edge[k], self.first_edge[k + 1])
+            neighbour, degree = self.arrays["neighbour"][edges], self.arrays["degree"][own]
+            positions = self.arrays["positions"][own]
+            end = start + len(neighbour)
+            np.add(neighbour, offset, out=ends[0, start:end])
+            ends[1, start:end] = np.arange(offset, offset + len(degree)).repeat(degree)
+            here = vector[start:end]
+            np.matmul(self.arrays["shift"][edges].astype(np.float64), lattice, out=here)
+            here += positions.take(neighbour, axis=0) - positions.repeat(degree, axis=0)
+            start, offset = end, offset + len(degree)
+        return ends, vector
 
     def _gather(self, name: str, slices: Sequence[slice]) -> NDArray[Any]:
         array = self.arrays[name]

@@ -1,4 +1,4 @@
-"""What several processes tell each other in a step.
+"""Several processes: how they start, and what they tell each other in a step.
 
 Gradients are added up once per step, after all pieces, and not while they are made: a process that runs out of memory half
 way can then still say so, and all try again with smaller pieces.
@@ -6,14 +6,54 @@ way can then still say so, and all try again with smaller pieces.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, distributed, nn
 
+from triforces_deploy.errors import UserError
+from triforces_deploy.training.recipe import TrainerConfig
+
 _OPERATIONS = {"sum": distributed.ReduceOp.SUM, "max": distributed.ReduceOp.MAX}
+
+
+def new_fabric(trainer: TrainerConfig) -> Fabric:
+    """Lightning Fabric for device, precision and processes; the loop, log and checkpoints are ours.
+
+    Raises:
+        UserError: GPUs that are not there.
+    """
+    if trainer.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("trainer.device is cuda but torch finds no GPU; set it to auto or cpu")
+    accelerator = "cuda" if torch.cuda.is_available() and trainer.device != "cpu" else "cpu"
+    if accelerator == "cuda" and trainer.devices > torch.cuda.device_count():
+        raise UserError(f"trainer.devices is {trainer.devices} but torch finds {torch.cuda.device_count()} GPUs")
+    return Fabric(
+        accelerator=accelerator,
+        devices=trainer.devices,
+        num_nodes=trainer.nodes,
+        strategy="ddp" if trainer.devices * trainer.nodes > 1 else "auto",
+        precision="bf16-mixed" if trainer.precision == "bf16" else "32-true",
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what Fabric says about itself, and torch about layer norms in bf16, which are slower on a CPU and right."""
+    logger = logging.getLogger("lightning.fabric")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def agree(fabric: Fabric, values: Tensor, how: Literal["sum", "max"]) -> Tensor:

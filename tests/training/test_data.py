@@ -22,7 +22,7 @@ from triforces_deploy.nn.scatter import scatter_sum
 from triforces_deploy.nn.zbl import ZBL
 from triforces_deploy.streams.structure import StructureStream
 from triforces_deploy.training import data
-from triforces_deploy.training.batches import Order, Stream, random_rotations, rotated
+from triforces_deploy.training.batches import Order, Stream, cut, random_rotations, rotated
 from triforces_deploy.training.data import DataConfig
 from triforces_deploy.training.objective import predict
 from triforces_deploy.training.reading import read_packed
@@ -188,22 +188,30 @@ def test_batches_are_functions_of_the_step(tmp_path: Path) -> None:
     """And the shares of several processes are parts of them."""
     part = part_of(written(tmp_path, *structures(3, 2)), written(tmp_path, *structures(2, 2, seed=1), name="other.xyz"))
     stream = Stream(part, 4, "structures", 1, rotate=True)
-    straight = [stream.batch(step) for step in range(8)]
-    resumed = Stream(part, 4, "structures", 1, rotate=True)
-    for step in (7, 5):
-        for left, right in zip(flat(resumed.batch(step)), flat(straight[step]), strict=True):
+    straight = list(stream.batches(range(8)))
+    resumed = Stream(part, 4, "structures", 1, rotate=True).batches(range(7, 4, -2))
+    for step, batch in zip((7, 5), resumed, strict=True):
+        for left, right in zip(flat(batch), flat(straight[step]), strict=True):
             assert torch.equal(left, right)
-    shares = [stream.batch(2, slice(k, None, 3)) for k in range(3)]
+    shares = [next(stream.batches(range(2, 3), rank, 3)) for rank in range(3)]
     assert [len(s.energy) for s in shares] == [2, 1, 1]
     whole = straight[2].forces.reshape(4, 8, 3)
     assert torch.equal(shares[0].forces.reshape(2, 8, 3), whole[[0, 3]])
     assert torch.equal(shares[2].forces.reshape(1, 8, 3), whole[[2]])
-    assert stream.batch(0, slice(5, None, 6)) is None
-    plain = Stream(part, 4, "structures", 1, rotate=False).batch(0)
+    with pytest.raises(UserError, match="the batch of step 1 has 4 structures, which 5 processes and pieces cannot share"):
+        next(stream.batches(range(1), 0, 5))
+    plain = next(Stream(part, 4, "structures", 1, rotate=False).batches(range(1)))
     chosen = join([part[k] for k in stream.order.batch(0)])
     assert torch.equal(plain.forces, chosen.forces)
     assert torch.equal(plain.energy, straight[0].energy)
     assert not torch.allclose(plain.forces, straight[0].forces)
+
+
+def test_a_validation_sees_everything_once() -> None:
+    """In batches that keep the limit where a structure alone does."""
+    sizes = np.array([3, 4, 2, 9, 1, 1, 6])
+    assert list(cut(sizes, 7)) == [[0, 1], [2], [3], [4, 5], [6]]
+    assert list(cut(sizes[:0], 7)) == []
 
 
 def pair() -> Atoms:

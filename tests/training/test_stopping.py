@@ -190,11 +190,11 @@ def test_time_is_up(data: Path, straight: Path, tmp_path: Path) -> None:
 
 
 def test_a_finished_run_stays_as_it_is(data: Path, straight: Path) -> None:
-    before = {p.name: p.read_bytes() for p in straight.iterdir()}
+    before = {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()}
     result = train(recipe(data), straight)
     assert (result.status, result.step, result.signal) == ("finished", 40, None)
     assert result.metrics is not None
-    assert {p.name: p.read_bytes() for p in straight.iterdir()} == before
+    assert {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()} == before
 
 
 def test_training_outside_of_the_main_thread(data: Path, tmp_path: Path) -> None:
@@ -210,12 +210,12 @@ def test_training_outside_of_the_main_thread(data: Path, tmp_path: Path) -> None
 
 
 def test_another_run_in_the_same_folder(data: Path, straight: Path, tmp_path: Path) -> None:
-    before = {p.name: p.read_bytes() for p in straight.iterdir()}
+    before = {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()}
     with pytest.raises(UserError, match="holds a run with another optimiser; choose another folder"):
         train(recipe(data, optimiser={"lr": 1e-3}), straight)
     with pytest.raises(UserError, match="holds a run with another content of the data files"):
         train(recipe(labels(tmp_path, seed=1)), straight)
-    assert {p.name: p.read_bytes() for p in straight.iterdir()} == before
+    assert {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()} == before
     moved = labels(tmp_path)
     assert train(recipe(moved, trainer={"max_minutes": 5.0, "save_every": 3}), straight).status == "finished"
 

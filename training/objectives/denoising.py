@@ -4,6 +4,9 @@ Three heads. 'vector', f_i = Σ_j a(h_i, h_j, r_ij) u(r_ij) r̂_ij, turns with t
 'direct' is a perceptron of h_i and has to learn rotations. 'gradient' has no head of its own: f = +∂E/∂x, so that the force
 −f pulls each atom back to where it came from and clean structures are minima of the energy, as they are of a force field's.
 (The other sign would make them maxima.) Its energies read 1 eV/Å² per Å of noise.
+
+Alone, of noise of one width, this is the pretraining of Zaidi et al. (2022): ``objective: {denoise: {target: unit}}`` and
+``views: {noise: [0.1, 0.1], draw: []}``.
 """
 
 from __future__ import annotations
