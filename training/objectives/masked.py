@@ -1,7 +1,7 @@
 """Masked elements (TriForces, eq. 12): L = −1/|M| Σ_{i∈M} log p(Z_i | G̃) over the masked atoms M.
 
-A masked atom has number 0, whose row of every table of elements is reserved for it. It counts as such in the composition. MACE has a row for each of its elements and none besides: to it a
-masked atom is of no element at all, all zeros.
+A masked atom has number 0, whose row of every table of elements is reserved for it. It counts as such in the composition.
+MACE has a row for each of its elements and none besides: to it a masked atom is of no element at all, all zeros.
 """
 
 from __future__ import annotations
