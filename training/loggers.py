@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +25,38 @@ class Logger(ABC):
 
 
 class TensorBoard(Logger):
-    """Event files in ``tensorboard/`` of the run folder."""
+    """Event files in ``tensorboard/`` of the run folder, written at once: a thread that does it later hangs on a full disk."""
 
     def __init__(self, folder: Path, step: int, _: Mapping[str, Any]) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.record_writer import RecordWriter
 
-        # What a killed run wrote after its last state is written again.
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self.path = folder / "tensorboard" / f"events.out.tfevents.{int(time.time())}.{step}"
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            self.writer = RecordWriter(str(self.path))
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}; free some space") from error
+        self._write(file_version="brain.Event:2")
+        if step:  # what a killed run wrote after its last state is written again
+            self._write(step=step + 1, session_log={"status": "START"})
 
     def row(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            if name != "step":
-                self.writer.add_scalar(name, value, int(values["step"]))
+        scalars = [{"tag": name, "simple_value": value} for name, value in values.items() if name != "step"]
+        self._write(step=int(values["step"]), summary={"value": scalars})
 
     def close(self) -> None:
         self.writer.close()
+
+    def _write(self, **event: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        try:
+            self.writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+            self.writer.flush()
+        except OSError as error:
+            with suppress(OSError):  # closing tries once more to write what is left
+                self.writer.close()
+            raise UserError(f"cannot write {self.path}: {error.strerror}; free some space") from error
 
 
 class WandB(Logger):

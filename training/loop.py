@@ -99,7 +99,10 @@ def _run(fit: Fit, recorder: _Recorder) -> TrainResult:
     if fit.step < steps:
         with recorder.bar:
             recorder.begin()
-            signal_number = fit.run()
+            try:
+                signal_number = fit.run()
+            finally:
+                recorder.close()
             if main:
                 recorder.end(signal_number)
     fit.fabric.barrier()  # who ends first would be taken for dead
@@ -160,9 +163,12 @@ class _Recorder(Watcher):
         """Save what a validation has not saved, and draw the curves."""
         if signal_number:
             self.save()
+        self.folder.draw()
+
+    def close(self) -> None:
+        """Let go of the loggers."""
         for logger in self._loggers:
             logger.close()
-        self.folder.draw()
 
     def _log(self, row: dict[str, float]) -> None:
         self.folder.append(row)
