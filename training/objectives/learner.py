@@ -49,7 +49,9 @@ class Learner(nn.Module):
         """Unweighted losses, () each, by the names of the terms."""
         with torch.set_grad_enabled(torch.is_grad_enabled() or self.reads_energies):
             seen = self.look(views)
-            return {name: term(seen) for name, term in self.terms.items()}
+            # Sums over a batch would not survive a precision of three digits; the model alone may multiply in bfloat16.
+            with torch.autocast(views.numbers.device.type, enabled=False):
+                return {name: term(seen) for name, term in self.terms.items()}
 
     def look(self, views: Views) -> Seen:
         """The model's features of the views."""
@@ -58,7 +60,7 @@ class Learner(nn.Module):
             graph = graph._replace(edge_vector=graph.edge_vector.detach().requires_grad_(True))
         streams = self.model.embeddings(graph)
         energies = self.model.head(list(streams.values()), graph).to(torch.float64) if self.reads_energies else None
-        return Seen(views, graph, streams, energies)
+        return Seen(views, graph, {name: t.to(self.model.head.dtype) for name, t in streams.items()}, energies)
 
 
 def counts(config: ObjectiveConfig, views: Views) -> dict[str, float]:

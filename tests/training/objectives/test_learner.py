@@ -188,6 +188,20 @@ def test_losses_in_validation_are_those_of_training() -> None:
         assert float(quiet[name].detach()) == pytest.approx(float(loss.detach()), rel=1e-12), name
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch's, on norms that it keeps in float32
+def test_the_terms_keep_their_precision_where_the_model_multiplies_in_bfloat16() -> None:
+    taught = learner(EVERY)
+    taught.model.set_network_dtype(torch.float32)
+    taught.terms.float()
+    found = views()
+    plain = taught(found)
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = taught(found)
+    for name, loss in coarse.items():
+        assert loss.dtype == plain[name].dtype != torch.bfloat16, name
+        assert float(loss.detach()) == pytest.approx(float(plain[name].detach()), rel=0.1, abs=0.02), name
+
+
 def test_configs_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         objective(EVERY).denoise = None  # type: ignore[misc]
