@@ -31,9 +31,9 @@ from triforces_deploy.potential import Potential
 from triforces_deploy.training.evaluate import chosen
 from triforces_deploy.training.labels import LabelConfig, label
 from triforces_deploy.training.loop import train
+from triforces_deploy.training.reading import read_frames
 from triforces_deploy.training.recipe import load_recipe
 from triforces_deploy.training.reference import Reference
-from triforces_deploy.training.structures import read_frames
 from triforces_deploy.training.uncertainty import add_uncertainty
 
 REPEATS = 15

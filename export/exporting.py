@@ -80,6 +80,10 @@ def export(source: Path, out: Path, options: ExportOptions, report: Report = lam
     """
     options.refuse_missing_device()
     model, provenance = checkpoint.load(source)
+    if "pretrained" in provenance:
+        raise UserError(
+            f"{source} is pretrained without labels, its energies mean nothing; fit it with `tfdeploy train finetune`"
+        )
     model, facts = decide(model, provenance, options)
     refuse_backends(facts, options.backends)
     model.set_network_dtype(PRECISIONS[options.precision].dtype)

@@ -1,15 +1,19 @@
-"""Splits by trajectory, references, and the endless, seeded stream of batches."""
+"""Which structures are trained on, validated and tested, and what the labels say about references and scale."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterator, Sequence
+import itertools
+import operator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 from torch import Tensor
 
 from triforces_deploy import derivatives
@@ -18,7 +22,15 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.files import sha256_of
 from triforces_deploy.graph import N_NUMBERS
 from triforces_deploy.nn.zbl import ZBL
-from triforces_deploy.training.structures import Frame, Sample, join, read_frames
+from triforces_deploy.training.packed import Packed, index_file
+from triforces_deploy.training.reading import read_packed
+from triforces_deploy.training.structures import Sample, join
+
+Unit = Literal["structures", "atoms", "edges"]
+"""What the size of a batch counts."""
+
+MOST = 20_000
+"""Structures, evenly spaced, from which references, scale and shortest distances are found."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +38,8 @@ class DataConfig:
     """Which structures, and how they are shared out."""
 
     files: tuple[str, ...] = ()
-    """extxyz or ASE databases; relative paths start at the current folder."""
+    """Folders made by ``tfdeploy data convert``, or extxyz, ASE databases and the other formats of training/sources, which
+    are read at the start; relative paths start at the current folder."""
     validation_files: tuple[str, ...] = ()
     """Structures for validation in files of their own; ``validation`` is then not used."""
     validation: float = 0.1
@@ -47,13 +60,55 @@ class Split:
     test: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part(Sequence[Sample]):
+    """Some of the structures of several packs."""
+
+    packs: tuple[Packed, ...]
+    members: NDArray[np.int64]
+    """(S, 2) pack, and structure in it."""
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @overload
+    def __getitem__(self, k: int) -> Sample: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[Sample]: ...
+    def __getitem__(self, k: int | slice) -> Sample | list[Sample]:
+        if isinstance(k, slice):
+            return [self[i] for i in range(*k.indices(len(self)))]
+        return self.batch([range(len(self))[k]])
+
+    def batch(self, chosen: Sequence[int]) -> Sample:
+        """Some structures side by side, in the order asked for."""
+        members = self.members[list(chosen)].tolist()
+        runs = itertools.groupby(members, key=operator.itemgetter(0))
+        return join([self.packs[pack].batch([k for _, k in own]) for pack, own in runs])
+
+    def sizes(self, unit: Unit) -> NDArray[np.int64]:
+        """(S,) what each structure counts; edges are those of the pack's own lists."""
+        if unit == "structures":
+            return np.ones(len(self), np.int64)
+        of_packs = [pack.arrays["n_atoms" if unit == "atoms" else "n_edges"] for pack in self.packs]
+        first = np.cumsum([0, *map(len, of_packs)])[:-1]
+        return np.concatenate(of_packs).astype(np.int64)[first[self.members[:, 0]] + self.members[:, 1]]
+
+    def chunks(self, most: int | None = None, size: int = 64) -> Iterator[Sample]:
+        """The structures in batches of ``size``; no more than ``most`` of them, evenly spaced."""
+        n = len(self) if most is None else min(most, len(self))
+        chosen = np.arange(n) * len(self) // max(1, n)
+        for start in range(0, n, size):
+            yield self.batch(chosen[start : start + size].tolist())
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Frames of the three parts, and what must be remembered of them."""
+    """Structures of the three parts, and what must be remembered of them."""
 
-    train: list[Sample]
-    validation: list[Sample]
-    test: list[Sample]
+    train: Part
+    validation: Part
+    test: Part
     split: Split
     files: dict[str, str]
     """Path → sha256."""
@@ -72,39 +127,55 @@ def load(config: DataConfig, model: ModelConfig) -> Data:
     if not config.files:
         raise UserError("data.files is empty; name at least one extxyz file or ASE database with energies and forces")
     model.numbers()
-    paths, own = [Path(f) for f in config.files], [Path(f) for f in config.validation_files]
-    frames = read_frames(paths, model.elements, model.cutoff, model.max_neighbours)
-    validation = read_frames(own, model.elements, model.cutoff, model.max_neighbours) if own else []
-    split = split_by_trajectory(frames, 0.0 if own else config.validation, config.test, config.split_seed)
-    parts = {name: set(getattr(split, name)) for name in ("train", "validation", "test")}
+    seen = model.elements, model.cutoff, model.max_neighbours
+    paths, own = ([index_file(Path(f)) for f in names] for names in (config.files, config.validation_files))
+    packs, apart = tuple(read_packed(paths, *seen)), tuple(read_packed(own, *seen))
+    split = split_by_trajectory(_counts(packs), 0.0 if own else config.validation, config.test, config.split_seed)
     if own:
-        shared = sorted({f.trajectory for f in validation} & (parts["train"] | parts["test"]))
+        names = _counts(apart)
+        shared = sorted(names.keys() & {*split.train, *split.test})
         if shared:
             raise UserError(f"data.validation_files share trajectory '{shared[0]}' with data.files; give each file its own")
-        split = dataclasses.replace(split, validation=tuple(sorted({f.trajectory for f in validation})))
-    train = [f.sample for f in frames if f.trajectory in parts["train"]]
+        split = dataclasses.replace(split, validation=tuple(sorted(names)))
+    train = _part(packs, split.train)
     return Data(
         train=train,
-        validation=[f.sample for f in validation or frames if own or f.trajectory in parts["validation"]],
-        test=[f.sample for f in frames if f.trajectory in parts["test"]],
+        validation=_part(apart or packs, split.validation),
+        test=_part(packs, split.test),
         split=split,
         files={str(p): sha256_of(p) for p in (*paths, *own)},
-        shortest=shortest_distances(train),
-        undeclared=sum(not f.declared for f in (*frames, *validation)),
+        shortest=shortest_distances(train.chunks(MOST)),
+        undeclared=sum(int(np.isin(p.arrays["trajectory"], p.about.undeclared).sum()) for p in (*packs, *apart)),
     )
 
 
-def split_by_trajectory(frames: Sequence[Frame], validation: float, test: float, seed: int) -> Split:
-    """Deal whole trajectories, in random order, until each part has its fraction of the frames.
+def _counts(packs: Sequence[Packed]) -> Counter[str]:
+    """Structures of each trajectory."""
+    counts: Counter[str] = Counter()
+    for pack in packs:
+        names = pack.about.trajectories
+        counts.update(dict(zip(names, np.bincount(pack.arrays["trajectory"], minlength=len(names)).tolist(), strict=True)))
+    return counts
+
+
+def _part(packs: tuple[Packed, ...], trajectories: Sequence[str]) -> Part:
+    names = set(trajectories)
+    members = [np.zeros((0, 2), np.int64)]
+    for k, pack in enumerate(packs):
+        wanted = np.array([name in names for name in pack.about.trajectories])
+        own = np.nonzero(wanted[pack.arrays["trajectory"]])[0]
+        members.append(np.stack([np.full(len(own), k), own], axis=1))
+    return Part(packs, np.concatenate(members))
+
+
+def split_by_trajectory(counts: Mapping[str, int], validation: float, test: float, seed: int) -> Split:
+    """Deal whole trajectories, of so many frames each, in random order, until each part has its fraction of the frames.
 
     Raises:
         UserError: fractions that leave nothing to train on, or fewer trajectories than parts.
     """
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise UserError(f"data.validation = {validation} and data.test = {test}: expected fractions that sum to less than 1")
-    counts: dict[str, int] = {}
-    for frame in frames:
-        counts[frame.trajectory] = counts.get(frame.trajectory, 0) + 1
     needed = 1 + (validation > 0) + (test > 0)
     if len(counts) < needed:
         raise UserError(
@@ -115,19 +186,20 @@ def split_by_trajectory(frames: Sequence[Frame], validation: float, test: float,
     order = [names[k] for k in np.random.default_rng(seed).permutation(len(names))]
     parts: dict[str, list[str]] = {"test": [], "validation": []}
     for part, fraction, left_over in (("test", test, 1 + (validation > 0)), ("validation", validation, 1)):
-        while fraction > 0 and len(order) > left_over and sum(counts[n] for n in parts[part]) < fraction * len(frames):
+        while fraction > 0 and len(order) > left_over and sum(counts[n] for n in parts[part]) < fraction * sum(counts.values()):
             parts[part].append(order.pop())
     return Split(tuple(sorted(order)), tuple(sorted(parts["validation"])), tuple(sorted(parts["test"])))
 
 
-def fit_references(samples: Sequence[Sample]) -> Tensor:
+def fit_references(samples: Iterable[Sample]) -> Tensor:
     """Energies of free elements, (119,) float64 eV, least squares of energy per atom on element fractions.
 
     Where the data cannot tell elements apart (a compound of fixed composition) the solution of smallest norm is taken:
     it fits just as well and shares the energy evenly.
     """
-    counts = torch.cat([s.graph.composition for s in samples]).numpy()  # (G, 119)
-    energy = torch.cat([s.energy for s in samples]).numpy()
+    found = [(s.graph.composition[known], s.energy[known]) for s in samples for known in [s.energy.isfinite()]]
+    counts = torch.cat([composition for composition, _ in found]).numpy()  # (G, 119)
+    energy = torch.cat([energies for _, energies in found]).numpy()
     n_atoms = counts.sum(axis=1)
     solution, *_ = np.linalg.lstsq(counts / n_atoms[:, None], energy / n_atoms, rcond=1e-10)
     references = np.zeros(N_NUMBERS)
@@ -136,13 +208,20 @@ def fit_references(samples: Sequence[Sample]) -> Tensor:
     return torch.from_numpy(references)
 
 
-def elements_seen(samples: Sequence[Sample]) -> list[str]:
-    """Chemical symbols that occur in the samples, by atomic number."""
-    counts = torch.cat([s.graph.composition for s in samples]).sum(0)
-    return [chemical_symbols[z] for z in torch.nonzero(counts)[:, 0].tolist()]
+def elements_seen(part: Part) -> list[str]:
+    """Chemical symbols that occur, by atomic number."""
+    seen = np.zeros(N_NUMBERS, bool)
+    for k, pack in enumerate(part.packs):
+        own = np.zeros(len(pack), bool)
+        own[part.members[part.members[:, 0] == k, 1]] = True
+        for start in range(0, len(pack), MOST):  # so many at a time, since a pack may be far larger than memory
+            end = min(start + MOST, len(pack))
+            atoms = slice(pack.first_atom[start], pack.first_atom[end])
+            seen[pack.arrays["numbers"][atoms][np.repeat(own[start:end], pack.arrays["n_atoms"][start:end])]] = True
+    return [chemical_symbols[z] for z in np.nonzero(seen)[0]]
 
 
-def shortest_distances(samples: Sequence[Sample]) -> dict[str, float]:
+def shortest_distances(samples: Iterable[Sample]) -> dict[str, float]:
     """Å. The shortest distance of each pair of elements, such as 'Si-Ge' with the lighter one first, that occurs."""
     shortest = np.full((N_NUMBERS, N_NUMBERS), np.inf)
     for sample in samples:
@@ -152,64 +231,21 @@ def shortest_distances(samples: Sequence[Sample]) -> dict[str, float]:
     return {f"{chemical_symbols[a]}-{chemical_symbols[b]}": float(shortest[a, b]) for a, b in pairs}
 
 
-def fit_scale(samples: Sequence[Sample]) -> Tensor:
-    """Root mean square of the force components times 1 Å, () float64 eV; 1 where all forces vanish.
+def fit_scale(samples: Iterable[Sample]) -> Tensor:
+    """Root mean square of the force components times 1 Å, () float64 eV; 1 where all forces vanish or none is known.
 
     Forces outnumber energies by 3N to one and carry most of the loss. With this unit a network whose output changes by
     about 1 per Å, which is how a fresh one behaves, has forces of the right size from the first step.
     """
     forces = torch.cat([s.forces for s in samples])
-    scale = forces.square().mean().sqrt()
+    scale = forces[forces.isfinite()].square().mean().sqrt()
     return scale if float(scale) > 1e-8 else torch.ones((), dtype=torch.float64)
 
 
-def less_repulsion(samples: Sequence[Sample]) -> list[Sample]:
+def less_repulsion(samples: Iterable[Sample]) -> Iterator[Sample]:
     """Labels without what a model with ``zbl`` adds itself, so that references and scale are those of its network."""
-    repulsion, left = ZBL(), []
+    repulsion = ZBL()
     for sample in samples:
         energies, edge_forces = derivatives.evaluate(repulsion, sample.graph)
         energy = sample.energy - derivatives.energy(energies, sample.graph)
-        left.append(sample._replace(energy=energy, forces=sample.forces - derivatives.forces(edge_forces, sample.graph)))
-    return left
-
-
-def batch_indices(n_samples: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Which structures make up the batch of a step: a function of its arguments alone, so any step can be resumed at.
-
-    Structures come in a new random order in each pass over the data; a batch may straddle two passes.
-    """
-    chosen = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, k = divmod(position, n_samples)
-        chosen.append(int(_order(n_samples, seed, epoch)[k]))
-    return chosen
-
-
-@functools.lru_cache(maxsize=2)
-def _order(n_samples: int, seed: int, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.random.default_rng([seed, 1, epoch]).permutation(n_samples)
-
-
-def batches(samples: Sequence[Sample], batch_size: int, seed: int, steps: range, rotate: bool) -> Iterator[Sample]:
-    """The training batches of some steps."""
-    for step in steps:
-        chosen = [samples[k] for k in batch_indices(len(samples), batch_size, seed, step)]
-        if rotate:
-            turns = random_rotations(len(chosen), np.random.default_rng([seed, 2, step]))
-            chosen = [rotated(s, r) for s, r in zip(chosen, turns, strict=True)]
-        yield join(chosen)
-
-
-def random_rotations(n: int, rng: np.random.Generator) -> Tensor:
-    """(n, 3, 3) float64, uniform over all rotations and reflections (Haar measure of O(3)).
-
-    The orthogonal factor of a Gaussian matrix is uniform once the signs of the triangular factor are fixed.
-    """
-    q, r = np.linalg.qr(rng.normal(size=(n, 3, 3)))
-    return torch.from_numpy(q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :])
-
-
-def rotated(sample: Sample, turn: Tensor) -> Sample:
-    """One structure turned, x → R x, with its labels; energy stays."""
-    graph = sample.graph._replace(edge_vector=sample.graph.edge_vector @ turn.T, cell=sample.graph.cell @ turn.T)
-    return Sample(graph, sample.energy, sample.forces @ turn.T, turn @ sample.stress @ turn.T)
+        yield sample._replace(energy=energy, forces=sample.forces - derivatives.forces(edge_forces, sample.graph))

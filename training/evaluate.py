@@ -17,7 +17,8 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing, replacing, sha256_of
 from triforces_deploy.model import Model
 from triforces_deploy.training.objective import Metrics, Prediction, Tally, predict
-from triforces_deploy.training.structures import Frame, Sample, join, read_frames
+from triforces_deploy.training.reading import read_frames
+from triforces_deploy.training.structures import Frame, Sample, join
 
 Part = Literal["all", "train", "validation", "test"]
 

@@ -1,26 +1,22 @@
-"""One fit as Lightning sees it: steps, validation, and what a killed run needs to go on."""
+"""The loop: steps, validations, and what a killed run needs to go on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Generic
 
-import lightning
 import torch
-from torch import Tensor, nn
+from lightning.fabric import Fabric
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from triforces_deploy.errors import UserError
-from triforces_deploy.training.data import Data, batches
-from triforces_deploy.training.objective import Losses, Metrics, Tally, losses, predict
-from triforces_deploy.training.recipe import OptimiserConfig, Recipe
-from triforces_deploy.training.structures import Sample, join
-
-
-class Stopped(Exception):  # noqa: N818 - it is a request, not an error
-    """Leaves Lightning's loop between two steps; the argument is the signal that asked for it."""
+from triforces_deploy.training.ranks import agree, sum_gradients
+from triforces_deploy.training.recipe import OptimiserConfig
+from triforces_deploy.training.task import Batch, Figures, Judge, Task
+from triforces_deploy.training.transfer import groups, hold_still
 
 
 def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
@@ -34,97 +30,89 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
 class Watcher:
     """What the fit tells the outside; the run folder and the progress bar listen."""
 
-    def on_step(self, step: int, lr: float, parts: Losses) -> None:
-        """After each optimiser step; the losses are of its batch."""
+    def on_step(self, step: int, lr: float, parts: dict[str, Tensor]) -> None:
+        """After each optimiser step; the losses are of its batch, the sum first."""
 
-    def on_validation(self, step: int, score: float, metrics: Metrics) -> None:
+    def on_validation(self, step: int, score: float, figures: Figures) -> None:
         """After each validation of the averaged weights."""
 
+    def on_lack_of_memory(self, pieces: int) -> None:
+        """The step at hand is tried again in so many pieces, and so are all that follow."""
 
-class Fit(lightning.LightningModule):
-    """Trains a model and keeps a moving average of its weights.
+    def on_bad_step(self, step: int, pieces: list[Any]) -> str:  # noqa: ARG002 - for those who save them
+        """A step, counted from 1, whose loss or gradient is not a number and that was not made; where things were saved."""
+        return ""
 
-    Lightning's epochs are the stretches between validations. Batches are functions of the step, so ``step``, weights,
-    average and optimiser are all there is to remember.
+
+class Fit:
+    """Trains what a task learns and keeps a moving average of its weights.
+
+    Batches are functions of the step, so ``step``, weights, average and optimiser are all there is to remember. The batch
+    of a step is shared among the processes, and each share is cut into pieces; every part of the loss is weighted by what
+    it is a mean of, so that the gradient is that of the whole batch, however it was cut.
 
     Args:
-        model: energies of atoms, differentiable twice.
-        recipe: weights of the loss, rates, lengths.
-        data: what to train and validate on.
+        fabric: device, precision and processes.
+        task: what to learn, and the plan for it.
         watcher: listens.
-        asked_to_stop: looked at after each step; a signal number ends the run there.
+        asked_to_stop: looked at after each step; a signal number ends the run there, 0 does not.
+        time_is_up: looked at after each step; the run ends after a validation.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, data: Data, watcher: Watcher, asked_to_stop: Callable[[], int | None]
+        self,
+        fabric: Fabric,
+        task: Task[Any],
+        watcher: Watcher,
+        asked_to_stop: Callable[[], int],
+        time_is_up: Callable[[], bool],
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.ema))
+        self.fabric, self.task, self.recipe, self.watcher = fabric, task, task.plan, watcher
+        self.asked_to_stop, self.time_is_up = asked_to_stop, time_is_up
+        self.model = fabric.to_device(task.new_learner())
+        hold_still(self.model, task.plan.init, 0)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.optimiser.ema))
         self.average.requires_grad_(False)
-        self.recipe = recipe
-        self.data = data
-        self.watcher = watcher
-        self.asked_to_stop = asked_to_stop
+        self.optimiser = self._new_optimiser()
         self.step = 0
+        self.pieces = self.recipe.trainer.accumulate
+        self.signal = 0
         self.out_of_time = False
-        self._optimiser_state: dict[str, Any] | None = None
-        self._last: Losses | None = None
-        self._tally, self._score, self._seen = Tally(), 0.0, 0
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as plain containers of tensors."""
-        optimiser = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimiser, torch.optim.Optimizer)
         return {
             "step": self.step,
+            "pieces": self.pieces,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimiser": optimiser.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a state; call it before the fit begins."""
-        self.step = state["step"]
+        self.step, self.pieces = state["step"], state["pieces"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self._optimiser_state = state["optimiser"]
+        self.optimiser.load_state_dict(state["optimiser"])
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.recipe.optimiser.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimiser = torch.optim.AdamW(groups, lr=self.recipe.optimiser.lr, fused=True)
-        if self._optimiser_state is not None:
-            optimiser.load_state_dict(self._optimiser_state)
-        return optimiser
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        return DataLoader(_Stretch(self), batch_size=None, collate_fn=_itself)  # type: ignore[arg-type]
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        batch = self.recipe.trainer.batch_size
-        return DataLoader(self.data.validation, batch_size=batch, collate_fn=join)  # type: ignore[arg-type]
-
-    def training_step(self, sample: Sample) -> Tensor:
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = learning_rate(self.recipe.optimiser, self.step, self.recipe.trainer.steps)
-        parts = losses(predict(self.model, sample.graph, create_graph=True), sample, self.recipe.loss)
-        self._last = Losses(*(part.detach() for part in parts))
-        return parts.total
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        assert self._last is not None
-        if not bool(self._last.total.isfinite()):
-            raise UserError(f"the loss of step {self.step + 1} is not a number; lower optimiser.lr, or look for absurd labels")
-        self.average.update_parameters(self.model)
-        lr = learning_rate(self.recipe.optimiser, self.step, self.recipe.trainer.steps)
-        self.step += 1
-        self.watcher.on_step(self.step, lr, self._last)
-        if not self.at_validation:  # which is part of the step, so that a state never stands between the two
-            self._stop_if_asked()
+    def run(self) -> int:
+        """Go on to the last step; 0, or the signal that stopped it between two steps."""
+        trainer = self.recipe.trainer
+        while self.step < trainer.steps and not self.out_of_time:
+            end = min(trainer.steps, (self.step // trainer.validate_every + 1) * trainer.validate_every)
+            for pieces in self._batches(end):
+                self.training_step(pieces)
+                self._agree()
+                if self.signal and not self.at_validation:  # which is part of the step: no state stands between the two
+                    return self.signal
+                if self.out_of_time:
+                    break
+            self._validate()
+            self._agree()
+            if self.signal and self.step < trainer.steps and not self.out_of_time:
+                return self.signal
+        return 0
 
     @property
     def at_validation(self) -> bool:
@@ -132,45 +120,108 @@ class Fit(lightning.LightningModule):
         trainer = self.recipe.trainer
         return self.step % trainer.validate_every == 0 or self.step == trainer.steps
 
-    def _stop_if_asked(self) -> None:
-        signal = self.asked_to_stop()
-        if signal is not None:
-            raise Stopped(signal)
+    def training_step(self, pieces: list[Any]) -> None:
+        """One step of the optimiser on this process' share of a batch; where memory runs out, none but smaller pieces."""
+        lr = learning_rate(self.recipe.optimiser, self.step, self.recipe.trainer.steps)
+        hold_still(self.model, self.recipe.init, self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr * group["rate"]
+        self.optimiser.zero_grad()
+        parts, enough = self._gradients(pieces)
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        parts, enough = sum_gradients(self.fabric, parameters, parts, enough)
+        if not enough:
+            self.pieces *= 2
+            self.watcher.on_lack_of_memory(self.pieces)
+            return
+        loss = self.task.total(dict(zip(self.task.weights, parts, strict=True)))
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.optimiser.clip)
+        if not bool(loss.isfinite() & norm.isfinite()):
+            saved = self.watcher.on_bad_step(self.step + 1, pieces)
+            raise UserError(
+                f"the loss of step {self.step + 1} is not a number; lower optimiser.lr, or look for absurd labels{saved}"
+            )
+        self.optimiser.step()
+        self.average.update_parameters(self.model)
+        self.step += 1
+        self.watcher.on_step(self.step, lr, {"loss": loss, **dict(zip(self.task.weights, parts, strict=True))})
 
-    def on_validation_epoch_start(self) -> None:
-        self._tally, self._score, self._seen = Tally(), 0.0, 0
+    def validation_step(self, judge: Judge[Any], batch: Any) -> None:
+        """Count one batch of a validation."""
+        with self.fabric.autocast():
+            judge.add(self.average, self.fabric.to_device(batch))
 
-    def validation_step(self, sample: Sample) -> None:
-        prediction = predict(self.average, sample.graph)
-        self._tally.add(prediction, sample)
-        n = len(sample.energy)
-        self._score += n * float(losses(prediction, sample, self.recipe.loss).total)
-        self._seen += n
+    def _new_optimiser(self) -> torch.optim.Optimizer:
+        found = groups(self.model, self.recipe.init, self.recipe.optimiser.weight_decay)
+        return torch.optim.AdamW(found, lr=self.recipe.optimiser.lr, fused=True)
 
-    def on_validation_epoch_end(self) -> None:
-        self.watcher.on_validation(self.step, self._score / self._seen, self._tally.metrics())
-        if self.step >= self.recipe.trainer.steps or self.out_of_time:
-            self.trainer.should_stop = True
-        else:
-            self._stop_if_asked()
+    def _gradients(self, pieces: list[Any]) -> tuple[Tensor, bool]:
+        """Add up the gradients of the pieces; this process' part of the losses, and whether there was memory enough."""
+        names = list(self.task.weights)
+        found = [self.task.counts(piece) for piece in pieces]
+        counts = torch.tensor([[count[name] for name in names] for count in found], dtype=torch.float64)
+        whole = agree(self.fabric, counts.sum(0), "sum")
+        shares = self.fabric.to_device(torch.where(whole > 0, counts / whole, 0.0))
+        parts = torch.zeros(shares.shape[1], dtype=torch.float64, device=shares.device)
+        try:
+            for piece, share in zip(pieces, shares, strict=True):
+                with self.fabric.autocast():
+                    losses = self.task.losses(self.model, self.fabric.to_device(piece))
+                own = {name: losses[name] * fraction for name, fraction in zip(names, share, strict=True)}
+                self.task.total(own).backward()
+                parts += torch.stack([part.detach().to(parts) for part in own.values()])
+        except (RuntimeError, MemoryError) as error:  # CUDA's own kind is a RuntimeError
+            if not _lacks_memory(error):
+                raise
+            return torch.zeros_like(parts), False
+        return parts, True
+
+    def _batches(self, end: int) -> Iterator[list[Any]]:
+        """For each step up to ``end`` the pieces of this process' share."""
+        while self.step < end:
+            pieces = self.pieces
+            for batch in self._loader(_Pieces(self.task, range(self.step, end), self.fabric, pieces)):
+                yield batch
+                if self.pieces != pieces:
+                    break
+
+    def _loader(self, pieces: _Pieces[Any]) -> Iterator[list[Any]]:
+        workers = self.recipe.trainer.workers
+        return iter(DataLoader(pieces, batch_size=None, collate_fn=_itself, num_workers=workers))
+
+    def _validate(self) -> None:
+        """On every process alike, so that all know the score."""
+        judge = self.task.judge()
+        for batch in self.task.validation():
+            self.validation_step(judge, batch)
+        score, figures = judge.verdict()
+        self.watcher.on_validation(self.step, score, figures)
+
+    def _agree(self) -> None:
+        """Stop together: what one process was asked for holds for all."""
+        asked = torch.tensor([float(self.asked_to_stop()), float(self.time_is_up())], dtype=torch.float64)
+        signal, late = agree(self.fabric, asked, "max").tolist()
+        self.signal, self.out_of_time = int(signal), bool(late)
 
 
-class _Stretch(IterableDataset[Sample]):
-    """The batches from wherever the fit stands to the next validation."""
+class _Pieces(IterableDataset[list[Batch]], Generic[Batch]):
+    """The batches of some steps in pieces; several workers take turns, step by step, so that the order stays."""
 
-    def __init__(self, fit: Fit) -> None:
-        self.fit = fit
+    def __init__(self, task: Task[Batch], steps: range, fabric: Fabric, pieces: int) -> None:
+        self.task, self.steps, self.pieces = task, steps, pieces
+        self.rank, self.ranks = fabric.global_rank, fabric.world_size
 
-    def __iter__(self) -> Iterator[Sample]:
-        recipe, samples = self.fit.recipe, self.fit.data.train
-        every = recipe.trainer.validate_every
-        start = self.fit.step
-        end = min(recipe.trainer.steps, (start // every + 1) * every)
-        for batch in batches(samples, recipe.trainer.batch_size, recipe.seed, range(start, end), recipe.data.rotate):
-            yield batch
-            if self.fit.out_of_time:
-                return
+    def __iter__(self) -> Iterator[list[Batch]]:
+        worker = get_worker_info()
+        steps = self.steps if worker is None else self.steps[worker.id :: worker.num_workers]
+        shares = range(self.rank, self.ranks * self.pieces, self.ranks)
+        for pieces in zip(*(self.task.batches(steps, share, self.ranks * self.pieces) for share in shares), strict=True):
+            yield list(pieces)
 
 
-def _itself(sample: Sample) -> Sample:
-    return sample
+def _itself(pieces: list[Any]) -> list[Any]:
+    return pieces
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

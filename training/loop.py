@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import signal
-import threading
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import lightning
 import torch
+from torch import Tensor
 
 from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
-from triforces_deploy.model import Model
-from triforces_deploy.stopping import SIGNALS, watched_signals
-from triforces_deploy.training.data import Data, fit_references, fit_scale, less_repulsion, load
-from triforces_deploy.training.fit import Fit, Stopped, Watcher
-from triforces_deploy.training.objective import Losses, Metrics
+from triforces_deploy.stopping import watched_signals
+from triforces_deploy.training.fit import Fit, Watcher
+from triforces_deploy.training.loggers import Logger, start
+from triforces_deploy.training.pretraining import Pretraining
 from triforces_deploy.training.progress import Bar
+from triforces_deploy.training.ranks import new_fabric, quiet, start_alike
 from triforces_deploy.training.recipe import Recipe
-from triforces_deploy.training.run_folder import VALIDATION_COLUMNS, RunFolder
+from triforces_deploy.training.run_folder import RunFolder
+from triforces_deploy.training.supervised import Supervised
+from triforces_deploy.training.task import Figures, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +34,14 @@ class TrainResult:
     best: Path
     """Checkpoint of the averaged weights that scored best in validation; not there before the first validation."""
     last: Path
-    metrics: Metrics | None
+    metrics: Figures | None
     """Validation of ``best``; None before the first."""
     seconds: float
     """Of this call, from the first step on."""
     signal: int | None = None
     """What interrupted it; the exit status should be 128 more."""
+    main: bool = True
+    """False in the processes that take part and write nothing."""
 
     def line(self) -> str:
         """The end in one line."""
@@ -61,7 +59,8 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
 
     Args:
         plan: what :func:`~triforces_deploy.training.recipe.load_recipe` gives.
-        out: folder of the run; gets recipe.yaml, split.json, log.csv, best.ckpt, last.ckpt and state.ckpt.
+        out: folder of the run; gets recipe.yaml, about.json, split.json, log.csv, curves.png, best.ckpt, last.ckpt, state.ckpt
+            and a folder for each other logger.
         resume: go on from ``out`` where it holds the same run; otherwise start anew and replace what is there.
         progress: show a bar and a line per validation, on standard error.
 
@@ -70,54 +69,44 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
     """
     if plan.trainer.threads is not None:
         torch.set_num_threads(plan.trainer.threads)
-    accelerator = _accelerator(plan)
+    fabric = new_fabric(plan.trainer)
     plan.model.refuse_frozen()
     if plan.model.uncertainty:
         raise UserError(
             "model.uncertainty is made by `tfdeploy uncertainty` of a trained checkpoint; leave it out of the recipe"
         )
-    found = load(plan.data, plan.model)
-    if not found.train or not found.validation:
-        raise UserError(
-            "no structures to train on or none to validate on; set data.validation above 0 or name validation_files"
-        )
-    folder = RunFolder(out)
-    state = folder.load_state(plan, found) if resume else None
-    recorder = _Recorder(folder, plan, found, Bar(plan.trainer.steps, progress))
-    with watched_signals() as asked:
-        fit = Fit(_new_model(plan, found), plan, found, recorder, lambda: asked[0] if asked else None)
+    task: Task[Any] = Supervised(plan) if plan.objective is None else Pretraining(plan)
+    with watched_signals() as asked, quiet():
+        fabric.launch()  # the other processes run the same command from its start
+        folder = RunFolder(out, task, fabric)
+        state = folder.load_state() if resume else None
+        recorder = _Recorder(folder, task, Bar(plan.trainer.steps, progress and fabric.is_global_zero))
+        watcher = recorder if fabric.is_global_zero else _Helper(folder)
+        fit = Fit(fabric, task, watcher, lambda: asked[0] if asked else 0, recorder.late)
         recorder.fit = fit
-        if state is None:
-            folder.begin(plan, found)
-        else:
-            recorder.restore(state)
-        return _run(fit, recorder, accelerator)
+        start_alike(fabric, fit.model)
+        fabric.barrier()  # no state is removed that another process has yet to read
+        if state is not None:
+            recorder.restore(state, fabric.is_global_zero)
+        elif fabric.is_global_zero:
+            folder.begin()
+        return _run(fit, recorder)
 
 
-def _new_model(plan: Recipe, data: Data) -> Model:
-    with torch.random.fork_rng():
-        torch.manual_seed(plan.seed)
-        model = Model(plan.model)
-    model.set_network_dtype(torch.float32 if plan.trainer.precision == "float32" else torch.float64)
-    samples = less_repulsion(data.train) if plan.model.zbl else data.train
-    model.references.copy_(fit_references(samples))
-    model.scale.copy_(fit_scale(samples))
-    return model
-
-
-def _run(fit: Fit, recorder: _Recorder, accelerator: str) -> TrainResult:
-    signal_number = None
-    steps = fit.recipe.trainer.steps
+def _run(fit: Fit, recorder: _Recorder) -> TrainResult:
+    signal_number = 0
+    steps, main = fit.recipe.trainer.steps, fit.fabric.is_global_zero
     if fit.step < steps:
-        with recorder.bar, _quiet():
-            trainer = _trainer(fit.recipe, accelerator)
+        with recorder.bar:
             recorder.begin()
             try:
-                trainer.fit(fit)
-            except Stopped as stopped:
-                signal_number = int(stopped.args[0])
-                recorder.save()
-    status = "interrupted" if signal_number is not None else "finished" if fit.step >= steps else "out of time"
+                signal_number = fit.run()
+            finally:
+                recorder.close()
+            if main:
+                recorder.end(signal_number)
+    fit.fabric.barrier()  # who ends first would be taken for dead
+    status = "interrupted" if signal_number else "finished" if fit.step >= steps else "out of time"
     return TrainResult(
         status=cast(Literal["finished", "out of time", "interrupted"], status),
         step=fit.step,
@@ -126,32 +115,9 @@ def _run(fit: Fit, recorder: _Recorder, accelerator: str) -> TrainResult:
         last=recorder.folder.last,
         metrics=recorder.best_metrics,
         seconds=recorder.seconds(),
-        signal=signal_number,
+        signal=signal_number or None,
+        main=main,
     )
-
-
-def _trainer(recipe: Recipe, accelerator: str) -> lightning.Trainer:
-    """Lightning for the loop, the device and clipping; log, checkpoints and bar are ours."""
-    return lightning.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=-1,
-        gradient_clip_val=recipe.optimiser.clip,
-        callbacks=[_OwnSignals()],
-        inference_mode=False,  # validation differentiates too
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-def _accelerator(plan: Recipe) -> str:
-    available = torch.cuda.is_available()
-    if plan.trainer.device == "cuda" and not available:
-        raise UserError("trainer.device is cuda but torch finds no GPU; set it to auto or cpu")
-    return "cuda" if available and plan.trainer.device != "cpu" else "cpu"
 
 
 class _Recorder(Watcher):
@@ -159,92 +125,100 @@ class _Recorder(Watcher):
 
     fit: Fit
 
-    def __init__(self, folder: RunFolder, recipe: Recipe, data: Data, bar: Bar) -> None:
-        self.folder, self.recipe, self.data, self.bar = folder, recipe, data, bar
+    def __init__(self, folder: RunFolder, task: Task[Any], bar: Bar) -> None:
+        self.folder, self.task, self.bar = folder, task, bar
         self.best_score = float("inf")
-        self.best_metrics: Metrics | None = None
-        self._sums, self._count, self._lr = [0.0] * 4, 0, 0.0
+        self.best_metrics: Figures | None = None
+        self._sums, self._count, self._lr = [0.0] * len(task.training_columns), 0, 0.0
         self._started: float | None = None
+        self._loggers: list[Logger] = []
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Stand where an earlier call stood, log included."""
+    def restore(self, state: dict[str, Any], main: bool) -> None:
+        """Stand where an earlier call stood, log included, which only the main process touches."""
         self.fit.restore(state["fit"])
         self.best_score = state["best_score"]
-        self.best_metrics = Metrics(**state["best_metrics"]) if state["best_metrics"] else None
+        self.best_metrics = self.task.figures(state["best_metrics"]) if state["best_metrics"] else None
         self._sums, self._count, self._lr = state["sums"], state["count"], state["lr"]
-        self.folder.rewind(self.fit.step)
+        if main:
+            self.folder.rewind(self.fit.step)
 
     def begin(self) -> None:
         """Start the clock."""
         self._started = time.monotonic()
-        self.bar.start(
-            self.fit.step, len(self.data.train), len(self.data.validation), len(self.data.test), self.data.undeclared
-        )
+        if self.fit.fabric.is_global_zero:
+            plan = self.task.plan
+            self._loggers = start(plan.trainer.loggers, self.folder.folder, self.fit.step, as_dict(plan))
+        self.bar.start(self.fit.step, self.task.greeting())
 
     def seconds(self) -> float:
         """Since :meth:`begin`."""
         return 0.0 if self._started is None else time.monotonic() - self._started
+
+    def late(self) -> bool:
+        """Whether the plan's time is up."""
+        limit = self.task.plan.trainer.max_minutes
+        return limit is not None and self.seconds() > 60 * limit
+
+    def end(self, signal_number: int) -> None:
+        """Save what a validation has not saved, and draw the curves."""
+        if signal_number:
+            self.save()
+        self.folder.draw()
+
+    def close(self) -> None:
+        """Let go of the loggers."""
+        for logger in self._loggers:
+            logger.close()
+
+    def _log(self, row: dict[str, float]) -> None:
+        self.folder.append(row)
+        for logger in self._loggers:
+            logger.row(row)
 
     def save(self) -> None:
         """Write the state."""
         metrics = as_dict(self.best_metrics) if self.best_metrics else None
         content = {"fit": self.fit.state(), "best_score": self.best_score, "best_metrics": metrics}
         content |= {"sums": self._sums, "count": self._count, "lr": self._lr}
-        self.folder.save_state(self.recipe, self.data, content)
+        self.folder.save_state(content)
 
-    def on_step(self, step: int, lr: float, parts: Losses) -> None:
-        trainer = self.recipe.trainer
-        self._sums = [a + float(b) for a, b in zip(self._sums, parts, strict=True)]
+    def on_step(self, step: int, lr: float, parts: dict[str, Tensor]) -> None:
+        trainer = self.task.plan.trainer
+        self._sums = [a + float(parts[c]) for a, c in zip(self._sums, self.task.training_columns, strict=True)]
         self._count, self._lr = self._count + 1, lr
-        self.bar.step(step, float(parts.total))
+        self.bar.step(step, float(parts["loss"]))
         if step % trainer.log_every == 0 or step == trainer.steps:
-            total, energy, forces, stress = (s / self._count for s in self._sums)
-            row = {"loss": total, "loss_energy": energy, "loss_forces": forces, "loss_stress": stress}
-            self.folder.append({"step": step, "lr": lr, **row})
-            self._sums, self._count = [0.0] * 4, 0
-        if trainer.max_minutes is not None and self.seconds() > 60 * trainer.max_minutes:
-            self.fit.out_of_time = True
+            means = {c: s / self._count for c, s in zip(self.task.training_columns, self._sums, strict=True)}
+            self._log({"step": step, "lr": lr, **means})
+            self._sums, self._count = [0.0] * len(self._sums), 0
         if step % trainer.save_every == 0 and not self.fit.at_validation:
             self.save()
 
-    def on_validation(self, step: int, score: float, metrics: Metrics) -> None:
-        row = {f"val_{k}": v for k, v in as_dict(metrics).items() if f"val_{k}" in VALIDATION_COLUMNS and v is not None}
-        self.folder.append({"step": step, "lr": self._lr, "val_score": score, **row})
-        model = cast(Model, self.fit.average.module)
+    def on_validation(self, step: int, score: float, figures: Figures) -> None:
+        self._log({"step": step, "lr": self._lr, "val_score": score, **figures.row()})
+        model = self.task.model_of(self.fit.average.module)
         if score < self.best_score:
-            self.best_score, self.best_metrics = score, metrics
-            self.folder.save_model(self.folder.best, model, self.recipe, self.data, step, metrics)
-        self.folder.save_model(self.folder.last, model, self.recipe, self.data, step, metrics)
+            self.best_score, self.best_metrics = score, figures
+            self.folder.save_model(self.folder.best, model, step, figures)
+        self.folder.save_model(self.folder.last, model, step, figures)
         self.save()
-        self.bar.validated(step, metrics)
+        self.bar.validated(step, figures)
+
+    def on_lack_of_memory(self, pieces: int) -> None:
+        self.bar.say(f"memory ran out: from here on each process takes its share of a batch in {pieces} pieces")
+
+    def on_bad_step(self, step: int, pieces: list[Any]) -> str:
+        self.save()
+        self.folder.save_batch(step, pieces)
+        return f"; {self.folder.state} has the weights before it and {self.folder.bad_batch} its structures"
 
 
-class _OwnSignals(lightning.Callback):
-    """Takes signals back from Lightning, which at SIGTERM would leave a validation half way, with nothing saved."""
+class _Helper(Watcher):
+    """In the processes that are not the main one."""
 
-    def __init__(self) -> None:
-        self.handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
 
-    def on_train_start(self, *_: Any) -> None:
-        """Lightning has put its own in place by now; it removes them itself."""
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self.handlers.items():
-                signal.signal(number, handler)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what Lightning says about itself.
-
-    Its advice to use workers does not fit, as the graphs are in memory; and it calls a function that torch deprecates.
-    """
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+    def on_bad_step(self, step: int, pieces: list[Any]) -> str:
+        self.folder.save_batch(step, pieces)
+        return f"; {self.folder.bad_batch} has its structures"

@@ -56,20 +56,45 @@ def predict(energies_of: Callable[[Graph], Tensor], graph: Graph, create_graph: 
 
 
 def losses(prediction: Prediction, sample: Sample, config: LossConfig) -> Losses:
-    """Mean over structures of each structure's own loss; see :class:`LossConfig`. Missing stresses do not count."""
+    """Mean over structures of each structure's own loss; see :class:`LossConfig`. Missing labels do not count."""
     n_atoms = sample.graph.composition.sum(dim=1)  # (G,)
-    n_structures = len(n_atoms)
     delta = config.huber_delta
-    per_atom = (prediction.energy - sample.energy) / n_atoms
-    energy = _penalty(per_atom[:, None], config.energy_form, delta).mean()
-    of_atoms = _penalty(prediction.forces - sample.forces, config.forces_form, delta)  # (N,)
-    forces = (scatter_sum(of_atoms, sample.graph.batch, n_structures) / n_atoms).mean()
-    known = _has_stress(sample)
-    # Chosen before the penalty: a NaN that is masked after it would still poison the gradient.
-    of_structures = _penalty((prediction.stress - sample.stress)[known].reshape(-1, 9), config.stress_form, delta)
-    stress = of_structures.sum() / max(1, len(of_structures))
+    # Labels are chosen before the penalty: a NaN that is masked after it would still poison the gradient.
+    has_energy, has_forces, has_stress = _known_energy(sample), _known_forces(sample), _has_stress(sample)
+    per_atom = ((prediction.energy - sample.energy) / n_atoms)[has_energy]
+    energy = _mean(_penalty(per_atom[:, None], config.energy_form, delta))
+    of_atoms = _penalty((prediction.forces - sample.forces)[has_forces], config.forces_form, delta)  # (N',)
+    if sample.weights is not None:
+        of_atoms = of_atoms * sample.weights[has_forces]
+    owner, labelled = sample.graph.batch[has_forces], _labelled_atoms(sample)
+    of_structures = scatter_sum(of_atoms, owner, len(n_atoms)) / labelled.clamp(min=1.0)
+    forces = _mean(of_structures[labelled > 0])
+    stress = _mean(_penalty((prediction.stress - sample.stress)[has_stress].reshape(-1, 9), config.stress_form, delta))
     total = config.energy * energy + config.forces * forces + config.stress * stress
     return Losses(total, energy, forces, stress)
+
+
+def known(sample: Sample) -> tuple[float, float, float]:
+    """How many structures have an energy, forces, a stress: what the parts of :func:`losses` are means over."""
+    found = _known_energy(sample), _labelled_atoms(sample) > 0, _has_stress(sample)
+    return float(found[0].sum()), float(found[1].sum()), float(found[2].sum())
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.sum() / max(1, len(values))
+
+
+def _known_energy(sample: Sample) -> Tensor:
+    return sample.energy.isfinite()
+
+
+def _known_forces(sample: Sample) -> Tensor:
+    return sample.forces.isfinite().all(dim=1)
+
+
+def _labelled_atoms(sample: Sample) -> Tensor:
+    """(G,) float64. Atoms of each structure whose force is known."""
+    return scatter_sum(_known_forces(sample).to(torch.float64), sample.graph.batch, len(sample.energy))
 
 
 def _penalty(error: Tensor, form: Form, delta: float) -> Tensor:
@@ -111,32 +136,49 @@ class Metrics:
     stress_rmse: float | None
     """meV/Å³."""
 
+    def line(self) -> str:
+        """Root mean squares, for a person."""
+        stress = "" if self.stress_rmse is None else f", stress {self.stress_rmse:.3g} meV/Å³"
+        return (
+            f"RMSE energy {self.energy_rmse:.3g} meV/atom, forces {self.forces_rmse:.4g} meV/Å ({self.forces_percent:.1f} %)"
+            f"{stress}"
+        )
+
+    def row(self) -> dict[str, float]:
+        """Errors by their columns in the log."""
+        errors = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse", "stress_mae", "stress_rmse")
+        return {
+            f"val_{name}": value for name, value in dataclasses.asdict(self).items() if name in errors and value is not None
+        }
+
 
 class Tally:
     """Adds up errors batch by batch, in float64."""
 
     def __init__(self) -> None:
-        self._sums = torch.zeros(10, dtype=torch.float64)
+        self._sums = torch.zeros(12, dtype=torch.float64)
 
     def add(self, prediction: Prediction, sample: Sample) -> None:
         """Count one batch."""
         n_atoms = sample.graph.composition.sum(dim=1)
-        energy = ((prediction.energy - sample.energy) / n_atoms).detach()
-        forces = (prediction.forces - sample.forces).detach()
-        known = _has_stress(sample)
-        stress = (prediction.stress - sample.stress)[known].detach()
+        has_forces = _known_forces(sample)
+        energy = ((prediction.energy - sample.energy) / n_atoms).detach()[_known_energy(sample)]
+        forces, labels = (prediction.forces - sample.forces).detach()[has_forces], sample.forces[has_forces]
+        stress = (prediction.stress - sample.stress).detach()[_has_stress(sample)]
         row: list[Tensor | int] = [
-            len(energy), len(forces), energy.abs().sum(), energy.square().sum(), forces.abs().sum(), forces.square().sum(),
-            sample.forces.square().sum(), len(stress), stress.abs().sum(), stress.square().sum(),
+            len(sample.energy), len(sample.forces), len(energy), len(forces), energy.abs().sum(), energy.square().sum(),
+            forces.abs().sum(), forces.square().sum(), labels.square().sum(),
+            len(stress), stress.abs().sum(), stress.square().sum(),
         ]  # fmt: skip
         self._sums += torch.tensor([float(x) for x in row], dtype=torch.float64)
 
     def metrics(self) -> Metrics:
-        """The figures of everything added so far, at least one structure."""
-        g, n, e1, e2, f1, f2, label2, s, s1, s2 = self._sums.tolist()
+        """The figures of everything added so far; NaN of what has no labels."""
+        structures, atoms, g, n, e1, e2, f1, f2, label2, s, s1, s2 = self._sums.tolist()
+        g, n = g or float("nan"), n or float("nan")  # without labels there is no error either
         return Metrics(
-            structures=int(g),
-            atoms=int(n),
+            structures=int(structures),
+            atoms=int(atoms),
             energy_mae=1000 * e1 / g,
             energy_rmse=1000 * (e2 / g) ** 0.5,
             forces_mae=1000 * f1 / (3 * n),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from triforces_deploy.training.objective import Metrics
+from triforces_deploy.training.task import Figures
 
 
 class Bar:
@@ -35,30 +36,22 @@ class Bar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
 
-    def start(self, step: int, train: int, validation: int, test: int, undeclared: int) -> None:
+    def start(self, step: int, lines: Sequence[str]) -> None:
         """Say what is about to happen."""
         self._task = self._progress.add_task("", total=self.steps, completed=step, loss=float("nan"))
         start = f"going on after step {step}" if step else "starting"
-        self.console.print(
-            f"{start}: {train} structures to train on, {validation} to validate, {test} held out by trajectory", soft_wrap=True
-        )
-        if undeclared:
-            self.console.print(
-                f"note: {undeclared} structures name no trajectory; those of one file and formula were kept together",
-                soft_wrap=True,
-            )
+        for line in (f"{start}: {lines[0]}", *lines[1:]):
+            self.console.print(line, soft_wrap=True)
 
     def step(self, step: int, loss: float) -> None:
         """One optimiser step is done."""
         if self._task is not None:
             self._progress.update(self._task, completed=step, loss=loss)
 
-    def validated(self, step: int, metrics: Metrics) -> None:
+    def validated(self, step: int, figures: Figures) -> None:
         """A validation is done."""
-        stress = "" if metrics.stress_rmse is None else f", stress {metrics.stress_rmse:.3g} meV/Å³"
-        self.console.print(
-            f"step {step:>{len(str(self.steps))}}: RMSE energy {metrics.energy_rmse:.3g} meV/atom, "
-            f"forces {metrics.forces_rmse:.4g} meV/Å ({metrics.forces_percent:.1f} %){stress}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        self.console.print(f"step {step:>{len(str(self.steps))}}: {figures.line()}", highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        """Something that a person should know."""
+        self.console.print(line, highlight=False, soft_wrap=True)

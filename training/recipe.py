@@ -10,7 +10,11 @@ from typing import Any, Literal
 from triforces_deploy.config import ModelConfig, read, read_yaml
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
-from triforces_deploy.training.data import DataConfig
+from triforces_deploy.training.data import DataConfig, Unit
+from triforces_deploy.training.importance import ImportanceConfig
+from triforces_deploy.training.objectives.config import ObjectiveConfig
+from triforces_deploy.training.transfer import InitConfig
+from triforces_deploy.training.view_config import ViewsConfig
 
 Form = Literal["mae", "mse", "huber", "l2"]
 
@@ -34,6 +38,8 @@ class LossConfig:
     stress_form: Form = "mae"
     huber_delta: float = 0.01
     """Where 'huber' turns from square to linear, in the units of the quantity."""
+    importance: ImportanceConfig | None = None
+    """Let forces near foreign atoms count more, in training alone; see importance.py."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +64,27 @@ class TrainerConfig:
 
     steps: int = 100_000
     batch_size: int = 32
-    """Structures."""
+    """Of a step, all processes together, in ``batch_by``."""
+    batch_by: Unit = "structures"
+    """What the size counts; by atoms or edges, batches of unlike structures cost alike and are never larger than that."""
+    accumulate: int = 1
+    """Pieces in which each process takes its share, one after the other; the gradient is that of the whole batch."""
+    workers: int = 0
+    """Processes, each, that make batches ahead; 0 makes them between steps."""
     validate_every: int = 1000
     log_every: int = 50
     save_every: int = 500
     """Steps between states that a killed run can go on from; validation saves one too."""
     max_minutes: float | None = None
     """Stop after so long even if steps are left; a later call goes on."""
-    precision: Literal["float32", "float64"] = "float32"
-    """Of the network; edge vectors and sums are float64 always."""
+    precision: Literal["float32", "float64", "bf16"] = "float32"
+    """Of the network; edge vectors and sums are float64 always. 'bf16' keeps float32 weights and multiplies in bfloat16."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    """Processes on each node, one per GPU; the command starts them itself, or finds itself started by srun or torchrun."""
+    nodes: int = 1
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    """Besides log.csv, which is always there; wandb is not installed with this package."""
     threads: int | None = None
     """Of torch on the CPU; its own choice where not given."""
 
@@ -79,13 +96,19 @@ class Recipe:
     model: ModelConfig
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    objective: ObjectiveConfig | None = None
+    """Pretraining on structures without labels, in place of ``loss``."""
+    views: ViewsConfig = dataclasses.field(default_factory=ViewsConfig)
+    """What pretraining does to structures."""
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
+    """Another checkpoint to start from, what of it stands still, and how fast the parts learn."""
     optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
     trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)
     seed: int = 0
 
 
 def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = True) -> Recipe:
-    """Read a recipe file, or one of the package by its bare name (minimal, demo, paper).
+    """Read a recipe file, or one of the package by its bare name (minimal, demo, paper, pretrain, finetune).
 
     Args:
         path: the YAML file or the name. With the key ``base`` it is put on top of the recipe that this names, key by key in
@@ -134,11 +157,18 @@ def _find(path: Path) -> Path:
 def _check(recipe: Recipe, where: str) -> None:
     """Values that are of the right type and still make no sense."""
     o, t, w = recipe.optimiser, recipe.trainer, recipe.loss
+    if recipe.objective is not None:
+        recipe.objective.check(f"{where}.objective")
+    recipe.views.check(f"{where}.views")
+    recipe.init.check(f"{where}.init")
+    if w.importance is not None:
+        w.importance.check(f"{where}.loss.importance")
     positive = {
         "optimiser.lr": o.lr, "optimiser.clip": o.clip, "trainer.steps": t.steps, "trainer.batch_size": t.batch_size,
         "trainer.validate_every": t.validate_every, "trainer.log_every": t.log_every, "trainer.save_every": t.save_every,
         "trainer.max_minutes": 1 if t.max_minutes is None else t.max_minutes, "loss.huber_delta": w.huber_delta,
         "trainer.threads": 1 if t.threads is None else t.threads,
+        "trainer.accumulate": t.accumulate, "trainer.devices": t.devices, "trainer.nodes": t.nodes,
     }  # fmt: skip
     for name, value in positive.items():
         if not value > 0:
@@ -146,6 +176,7 @@ def _check(recipe: Recipe, where: str) -> None:
     not_negative = {
         "optimiser.weight_decay": o.weight_decay, "optimiser.warmup": o.warmup, "loss.energy": w.energy,
         "loss.forces": w.forces, "loss.stress": w.stress, "seed": recipe.seed, "data.split_seed": recipe.data.split_seed,
+        "trainer.workers": t.workers,
     }  # fmt: skip
     for name, value in not_negative.items():
         if not value >= 0:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from triforces_deploy.model import Model
 from triforces_deploy.nn.scatter import scatter_sum
 from triforces_deploy.training.data import split_by_trajectory
 from triforces_deploy.training.evaluate import chosen, training_files
-from triforces_deploy.training.structures import Frame, Sample, read_frames
+from triforces_deploy.training.reading import read_frames
+from triforces_deploy.training.structures import Frame, Sample
 
 FEWEST = 4
 """Structures for calibration; a scale of fewer errors means nothing."""
@@ -148,7 +150,7 @@ def _parts(model: Model, provenance: dict[str, Any], files: Sequence[Path], path
     if not files:
         train, validation = (chosen(frames, provenance, part, path) for part in ("train", "validation"))
         return _samples(train), _samples(validation)
-    split = split_by_trajectory(frames, HELD_OUT, 0.0, seed=0)
+    split = split_by_trajectory(Counter(f.trajectory for f in frames), HELD_OUT, 0.0, seed=0)
     parts = ([f for f in frames if f.trajectory in set(names)] for names in (split.train, split.validation))
     train, validation = parts
     return _samples(train), _samples(validation)

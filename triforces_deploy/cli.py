@@ -21,6 +21,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+data_app = typer.Typer(help="Structures and labels for training.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
 STOPPED = (130, 143)
 """Exit codes after ^C (Typer's own) and SIGTERM."""
 
@@ -91,18 +94,21 @@ def label(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="YAML recipe, or the name of one that comes along: demo, minimal, paper.")],
+    recipe: Annotated[
+        str, typer.Argument(help="YAML recipe, or the name of one that comes along, such as demo, paper or pretrain.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder. A run found there is continued.")],
     data: Annotated[list[Path] | None, typer.Option(help="Labelled structures, in place of data.files.")] = None,
     streams: Annotated[bool, typer.Option(help="--no-streams leaves composition and structure out: the baseline.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Fit a potential to labelled structures."""
+    """Fit a potential to labelled structures, or pretrain one on structures alone."""
     from triforces_deploy.training.loop import train as fit
     from triforces_deploy.training.recipe import load_recipe
 
     result = fit(load_recipe(recipe, files=data or (), streams=streams), out, progress=not as_json)
-    _show("Training", result, as_json)
+    if result.main:
+        _show("Training", result, as_json)
     if result.signal is not None:
         print(result.line(), file=sys.stderr)
         raise typer.Exit(128 + result.signal)
@@ -218,6 +224,28 @@ def export(
     with status("exporting", quiet=as_json) as report:
         artifact = (re_export if is_artifact(source) else make)(source, out, options, report)
     _print(artifact_tables(artifact, out), summary(artifact), as_json)
+
+
+@data_app.command("convert")
+def convert_data(
+    sources: Annotated[list[Path], typer.Argument(help="Files of structures, or folders of them.")],
+    out: Out,
+    cutoff: Annotated[float, typer.Option(help="Of the neighbour lists, Å; the largest that a model will see.")] = 6.0,
+    kind: Annotated[
+        str | None,
+        typer.Option("--format", help="One of extxyz, ase, aselmdb, lemat, mptrj, matbench, qm9, md17."),
+    ] = None,
+    nearest: Annotated[float, typer.Option(help="Leave out structures with atoms closer than this, Å.")] = 0.4,
+    largest: Annotated[float, typer.Option("--largest-force", help="Leave out those with a larger force, eV/Å.")] = 100.0,
+    as_json: Json = False,
+) -> None:
+    """Pack structures of any known format into one folder, with neighbour lists: training then maps it from disk."""
+    from triforces_deploy.tables import record, status
+    from triforces_deploy.training.converting import Limits, convert, converted_tables
+
+    with status("converting", quiet=as_json) as report:
+        result = convert(sources, out, cutoff, Limits(nearest, largest), kind, report)
+    _print(converted_tables(result), record(result), as_json)
 
 
 @app.command("import")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,31 @@ def replacing(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path`` to fill, and rename it to ``path`` when the block ends well.
+
+    Raises:
+        UserError: ``path`` exists, its folder cannot be written, or the disk is full.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists already; remove it or choose another name")
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=path.parent or Path(), prefix=f".{path.name}.", suffix=".part"))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose a folder that exists and can be written") from error
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders private
+        temporary.rename(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -159,6 +159,18 @@ class Model(nn.Module):
         left_out = {"composition": self.composition is None, "structure": self.structure is None}
         return tuple(name for name in ("composition", "structure", "interaction") if not left_out.get(name, False))
 
+    def stream_widths(self) -> dict[str, int]:
+        """Features of each stream, in the order of :meth:`embeddings`."""
+        widths = {"interaction": self.interaction.width}
+        widths |= {} if self.composition is None else {"composition": self.composition.width}
+        widths |= {} if self.structure is None else {"structure": self.structure.width}
+        return {name: widths[name] for name in self.stream_names()}
+
+    def admit_masked(self) -> None:
+        """Let masked atoms, of number 0, be an element of their own; for pretraining."""
+        if isinstance(self.composition, CompositionStream):
+            self.composition.admit_masked()
+
     def set_network_dtype(self, dtype: torch.dtype) -> None:
         """Give the network a precision, in place; references, scale and spread stay float64."""
         references, scale, spread = self.references, self.scale, self.spread

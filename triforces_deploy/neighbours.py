@@ -56,27 +56,34 @@ def check_geometry(atoms: Atoms) -> None:
         raise UserError("the periodic cell vectors are linearly dependent; expected a cell with a volume")
 
 
-def check_overlap(i: NDArray[np.int64], j: NDArray[np.int64], vector: NDArray[np.float64]) -> None:
-    """Refuse atoms that sit on top of each other; UserError names the pair."""
+def check_overlap(i: NDArray[np.int64], j: NDArray[np.int64], vector: NDArray[np.float64], nearest: float = OVERLAP) -> None:
+    """Refuse atoms closer than ``nearest`` Å; UserError names the pair."""
     if len(vector) == 0:
         return
     distance2 = np.einsum("ek,ek->e", vector, vector)
     worst = int(distance2.argmin())
-    if distance2[worst] < OVERLAP**2:
+    if distance2[worst] < nearest**2:
         raise UserError(f"atoms {i[worst]} and {j[worst]} are {distance2[worst] ** 0.5:.3g} Å apart; remove one of them")
 
 
 def _pairs(atoms: Atoms, cutoff: float) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Directed pairs closer than the cutoff: centre i (E,), neighbour j (E,), x_j − x_i (E, 3)."""
+    i, j, shift = image_pairs(atoms, cutoff)
+    # Formed from positions so that the vectors carry no rounding of vesin's own wrapping.
+    return i, j, atoms.positions[j] - atoms.positions[i] + shift @ _complete_cell(atoms)
+
+
+def image_pairs(atoms: Atoms, cutoff: float) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Directed pairs closer than the cutoff, unchecked: centre i (E,), neighbour j (E,), the cell vectors between them (E, 3).
+
+    x_j − x_i of a pair is positions[j] − positions[i] + shift @ cell; the shifts are whole numbers.
+    """
     if len(atoms) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3))
     i, j, shift = NeighborList(cutoff=cutoff, full_list=True).compute(
         points=atoms.positions, box=_complete_cell(atoms), periodic=atoms.pbc, quantities="ijS"
     )
-    i, j = i.astype(np.int64), j.astype(np.int64)
-    # Formed from positions so that the vectors carry no rounding of vesin's own wrapping.
-    vector = atoms.positions[j] - atoms.positions[i] + shift @ _complete_cell(atoms)
-    return i, j, vector
+    return i.astype(np.int64), j.astype(np.int64), shift.astype(np.float64)
 
 
 def _complete_cell(atoms: Atoms) -> NDArray[np.float64]:

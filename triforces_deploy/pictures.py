@@ -49,6 +49,21 @@ def learning(runs: Mapping[str, Columns], out: Path) -> Path:
     return _save(figure, out)
 
 
+def log_curves(columns: Columns, out: Path) -> Path:
+    """Every column of a training log against the step, (K, 2) each; the averaged weights' figures have their own points."""
+    drawn = {name: points for name, points in columns.items() if len(points)}
+    wide = min(4, max(1, len(drawn)))
+    high = max(1, -(-len(drawn) // wide))
+    figure = _figure(3.2 * wide, 2.4 * high)
+    for k, (name, points) in enumerate(drawn.items()):
+        axes = figure.add_subplot(high, wide, k + 1)
+        checked = name.startswith("val_")
+        axes.plot(points[:, 0], points[:, 1], "o-" if checked else "-", ms=3, lw=1, color=ACCENT if checked else INK)
+        positive = bool((points[:, 1] > 0).all())
+        axes.set(title=name, xlabel="step", yscale="log" if positive else "linear")
+    return _save(figure, out)
+
+
 def energies(runs: Mapping[str, Sequence[Columns]], n_atoms: int, out: Path) -> Path:
     """Total energy at constant energy, the last run of each label, relative to its start."""
     figure = _figure(7, 3.6)

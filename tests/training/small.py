@@ -19,8 +19,9 @@ from triforces_deploy import checkpoint
 from triforces_deploy.config import as_dict, read
 from triforces_deploy.training import loop
 from triforces_deploy.training.loop import TrainResult
+from triforces_deploy.training.reading import read_frames
 from triforces_deploy.training.recipe import Recipe
-from triforces_deploy.training.structures import Frame, read_frames
+from triforces_deploy.training.structures import Frame
 
 MODEL: dict[str, Any] = {
     "elements": ["Si", "Ge"],

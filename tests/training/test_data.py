@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 
 from tests.training.small import MODEL, frames_of, labelled, structures, written
@@ -20,9 +22,11 @@ from triforces_deploy.nn.scatter import scatter_sum
 from triforces_deploy.nn.zbl import ZBL
 from triforces_deploy.streams.structure import StructureStream
 from triforces_deploy.training import data
+from triforces_deploy.training.batches import Order, Stream, cut, random_rotations, rotated
 from triforces_deploy.training.data import DataConfig
 from triforces_deploy.training.objective import predict
-from triforces_deploy.training.structures import Frame, Sample, join
+from triforces_deploy.training.reading import read_packed
+from triforces_deploy.training.structures import Sample, join
 
 CONFIG = read(ModelConfig, MODEL, "model")
 CUTOFF = CONFIG.cutoff
@@ -31,10 +35,9 @@ CUTOFF = CONFIG.cutoff
 # ---- who sees what ----
 
 
-def numbered(counts: list[int]) -> list[Frame]:
-    """Frames of which only the trajectory matters."""
-    nothing = Sample(*[None] * 4)  # type: ignore[arg-type]
-    return [Frame(nothing, f"t{k}", True, "") for k, n in enumerate(counts) for _ in range(n)]
+def numbered(counts: list[int]) -> dict[str, int]:
+    """Trajectories of so many frames."""
+    return {f"t{k}": n for k, n in enumerate(counts)}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -143,7 +146,7 @@ def test_repulsion_that_the_model_adds_is_no_business_of_its_references() -> Non
         energy = energies.sum()[None] + sum(planted[int(z)] for z in atoms.numbers)
         samples.append(Sample(graph, energy, derivatives.forces(edge_forces, graph), torch.zeros(1, 3, 3)))
     assert min(float(s.forces.abs().max()) for s in samples) > 1.0
-    left = data.less_repulsion(samples)
+    left = list(data.less_repulsion(samples))
     references = data.fit_references(left)
     assert [float(references[z]) for z in planted] == pytest.approx([-5.0, -4.0], rel=1e-9)
     assert float(data.fit_scale(left)) == 1.0
@@ -154,26 +157,88 @@ def test_repulsion_that_the_model_adds_is_no_business_of_its_references() -> Non
 
 
 def test_every_pass_sees_each_structure_once() -> None:
-    drawn = [k for step in range(21) for k in data.batch_indices(7, 3, seed=5, step=step)]
+    order = Order(np.ones(7, np.int64), 3, seed=5)
+    drawn = [k for step in range(21) for k in order.batch(step)]
     passes = [drawn[7 * p : 7 * p + 7] for p in range(9)]
     assert all(sorted(p) == list(range(7)) for p in passes)
     assert len({tuple(p) for p in passes}) > 7
-    assert data.batch_indices(7, 3, 5, 20) == drawn[60:]  # from nowhere, as after a restart
-    assert data.batch_indices(7, 3, 6, 20) != drawn[60:]
+    assert Order(np.ones(7, np.int64), 3, seed=5).batch(20) == drawn[60:]  # from nowhere, as after a restart
+    assert order.batch(3) == drawn[9:12]  # and back
+    assert Order(np.ones(7, np.int64), 3, seed=6).batch(20) != drawn[60:]
+
+
+@pytest.mark.parametrize("size", [1, 30, 100, 250, 10_000])
+def test_batches_are_full_and_not_fuller(size: int) -> None:
+    """By sizes that differ, one of them above the limit; no batch could have taken the structure that follows it."""
+    sizes = np.random.default_rng(size).integers(1, 60, 40)
+    sizes[7] = 120
+    order = Order(sizes, size, seed=0)
+    batches = [order.batch(step) for step in range(90)]
+    stream = [k for batch in batches for k in batch]
+    for start in range(0, len(stream) - 40, 40):
+        assert sorted(stream[start : start + 40]) == list(range(40))
+    for batch, following in itertools.pairwise(batches):
+        total = sizes[batch].sum()
+        assert len(batch) == 1 or total <= size
+        assert total + sizes[following[0]] > size
+    assert Order(sizes, size, seed=0).batch(89) == batches[89]
 
 
 def test_batches_are_functions_of_the_step(tmp_path: Path) -> None:
-    samples = [f.sample for f in frames_of(written(tmp_path, *structures(3, 2)))]
-    straight = list(data.batches(samples, 4, 1, range(8), rotate=True))
-    resumed = list(data.batches(samples, 4, 1, range(5, 8), rotate=True))
-    for one, two in zip(straight[5:], resumed, strict=True):
-        assert torch.equal(one.forces, two.forces)
-        assert torch.equal(one.graph.edge_vector, two.graph.edge_vector)
-    plain = next(data.batches(samples, 4, 1, range(1), rotate=False))
-    chosen = join([samples[k] for k in data.batch_indices(6, 4, 1, 0)])
+    """And the shares of several processes are parts of them."""
+    part = part_of(written(tmp_path, *structures(3, 2)), written(tmp_path, *structures(2, 2, seed=1), name="other.xyz"))
+    stream = Stream(part, 4, "structures", 1, rotate=True)
+    straight = list(stream.batches(range(8)))
+    resumed = Stream(part, 4, "structures", 1, rotate=True).batches(range(7, 4, -2))
+    for step, batch in zip((7, 5), resumed, strict=True):
+        for left, right in zip(flat(batch), flat(straight[step]), strict=True):
+            assert torch.equal(left, right)
+    shares = [next(stream.batches(range(2, 3), rank, 3)) for rank in range(3)]
+    assert [len(s.energy) for s in shares] == [2, 1, 1]
+    whole = straight[2].forces.reshape(4, 8, 3)
+    assert torch.equal(shares[0].forces.reshape(2, 8, 3), whole[[0, 3]])
+    assert torch.equal(shares[2].forces.reshape(1, 8, 3), whole[[2]])
+    with pytest.raises(UserError, match="the batch of step 1 has 4 structures, which 5 processes and pieces cannot share"):
+        next(stream.batches(range(1), 0, 5))
+    plain = next(Stream(part, 4, "structures", 1, rotate=False).batches(range(1)))
+    chosen = join([part[k] for k in stream.order.batch(0)])
     assert torch.equal(plain.forces, chosen.forces)
     assert torch.equal(plain.energy, straight[0].energy)
     assert not torch.allclose(plain.forces, straight[0].forces)
+
+
+def test_a_validation_sees_everything_once() -> None:
+    """In batches that keep the limit where a structure alone does."""
+    sizes = np.array([3, 4, 2, 9, 1, 1, 6])
+    assert list(cut(sizes, 7)) == [[0, 1], [2], [3], [4, 5], [6]]
+    assert list(cut(sizes[:0], 7)) == []
+
+
+def pair() -> Atoms:
+    """A molecule."""
+    atoms = Atoms("SiGe", [(0, 0, 0), (0, 0, 2.4)])
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((2, 3)))
+    return atoms
+
+
+def part_of(*paths: Path) -> data.Part:
+    """Everything that is in some files."""
+    packs = tuple(read_packed(paths, CONFIG.elements, CUTOFF))
+    return data.Part(packs, np.array([(p, k) for p, pack in enumerate(packs) for k in range(len(pack))]))
+
+
+def flat(sample: Sample) -> list[torch.Tensor]:
+    return [*sample.graph, *sample[1:4]]
+
+
+def test_sizes_and_subsets_of_a_part(tmp_path: Path) -> None:
+    part = part_of(written(tmp_path, *structures(2, 2)), written(tmp_path, pair(), name="pair.xyz"))
+    assert part.sizes("structures").tolist() == [1] * 5
+    assert part.sizes("atoms").tolist() == [8] * 4 + [2]
+    assert part.sizes("edges").tolist() == [s.graph.edge_index.shape[1] for s in part]
+    assert [len(chunk.energy) for chunk in part.chunks(size=2)] == [2, 2, 1]
+    spaced = torch.cat([chunk.energy for chunk in part.chunks(most=2)])
+    assert spaced.tolist() == [float(part[0].energy), float(part[2].energy)]
 
 
 # ---- turning ----
@@ -181,7 +246,7 @@ def test_batches_are_functions_of_the_step(tmp_path: Path) -> None:
 
 def test_turns_are_uniform_over_all_of_o3() -> None:
     """Moments of the Haar measure: E[R] = 0, E[R²] = 1/3, E[R⁴] = 1/5 for each entry, half of them reflections."""
-    turns = data.random_rotations(40_000, np.random.default_rng(0))
+    turns = random_rotations(40_000, np.random.default_rng(0))
     np.testing.assert_allclose(turns @ turns.transpose(1, 2), torch.eye(3).expand(40_000, 3, 3), atol=1e-12)
     assert float(torch.linalg.det(turns).mean()) == pytest.approx(0, abs=0.02)
     np.testing.assert_allclose(turns.mean(dim=0), 0, atol=0.02)
@@ -204,8 +269,8 @@ def test_labels_turn_as_those_of_the_turned_crystal(tmp_path: Path) -> None:
     with connect(tmp_path / "a.db") as database:
         database.write(atoms)
     original = frames_of(tmp_path / "a.db")[0].sample
-    for turn in data.random_rotations(4, np.random.default_rng(3)):
-        ours, truth = data.rotated(original, turn), turned_and_labelled_again(atoms, turn)
+    for turn in random_rotations(4, np.random.default_rng(3)):
+        ours, truth = rotated(original, turn[None]), turned_and_labelled_again(atoms, turn)
         np.testing.assert_allclose(ours.forces, truth.get_forces(), atol=1e-12)
         np.testing.assert_allclose(ours.stress[0], truth.get_stress(voigt=False), atol=1e-13)
         np.testing.assert_allclose(ours.graph.cell[0], truth.cell.array, atol=1e-12)
@@ -221,9 +286,9 @@ def springs(graph: Graph) -> torch.Tensor:
 
 def test_an_invariant_energy_stays_and_its_forces_turn() -> None:
     one, two = (sample(a, 0.0) for a in structures(2, 1))
-    turns = data.random_rotations(2, np.random.default_rng(1))
+    turns = random_rotations(2, np.random.default_rng(1))
     still = predict(springs, join([one, two]).graph)
-    moved = predict(springs, join([data.rotated(one, turns[0]), data.rotated(two, turns[1])]).graph)
+    moved = predict(springs, rotated(join([one, two]), turns).graph)
     np.testing.assert_allclose(moved.energy, still.energy, rtol=1e-12)
     np.testing.assert_allclose(moved.forces[:8], still.forces[:8] @ turns[0].T, atol=1e-10)
     np.testing.assert_allclose(moved.forces[8:], still.forces[8:] @ turns[1].T, atol=1e-10)
@@ -234,6 +299,6 @@ def test_the_structure_stream_does_not_notice_the_turn() -> None:
     torch.manual_seed(0)
     stream = StructureStream(StructureConfig(width=8, hidden=8, n_radial=3, n_channels=2, l_max=2, layers=1), CUTOFF).double()
     still = sample(structures(1, 1)[0], 0.0)
-    moved = data.rotated(still, data.random_rotations(1, np.random.default_rng(5))[0])
+    moved = rotated(still, random_rotations(1, np.random.default_rng(5)))
     with torch.no_grad():
         np.testing.assert_allclose(stream(moved.graph), stream(still.graph), atol=1e-12)

@@ -19,8 +19,8 @@ from ase.io import read
 from triforces_deploy import defects
 from triforces_deploy.errors import UserError
 from triforces_deploy.training.labels import LabelConfig, label
+from triforces_deploy.training.reading import read_frames
 from triforces_deploy.training.reference import Reference
-from triforces_deploy.training.structures import read_frames
 
 SMALL = LabelConfig(trajectories=3, frames=8, every=2, atoms=16, defects=("none", "substitution", "vacancy"), seed=5)
 

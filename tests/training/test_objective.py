@@ -40,7 +40,7 @@ def batch(known: tuple[bool, ...] = (True, True, False)) -> tuple[Prediction, Sa
         numbers = (torch.from_numpy(rng.normal(size=shape)) for shape in ((1,), (n, 3)))
         samples.append(Sample(graph_from_atoms(atoms, 3.0), *numbers, torch.from_numpy(stress)))
     sample = join(samples)
-    prediction = Prediction(*(torch.from_numpy(rng.normal(size=t.shape)) for t in sample[1:]))
+    prediction = Prediction(*(torch.from_numpy(rng.normal(size=t.shape)) for t in sample[1:4]))
     return prediction, sample
 
 
@@ -62,7 +62,7 @@ def test_each_structure_counts_the_same(form: Form) -> None:
     config = LossConfig(2.0, 3.0, 5.0, form, form, form, DELTA)
     found = losses(prediction, sample, config)
     start = np.cumsum([0, *SIZES])
-    error = [(p - s).numpy() for p, s in zip(prediction, sample[1:], strict=True)]
+    error = [(p - s).numpy() for p, s in zip(prediction, sample[1:4], strict=True)]
     energy = np.mean([penalty(error[0][k] / n, form) for k, n in enumerate(SIZES)])
     forces = np.mean([np.mean([penalty(f, form) for f in error[1][start[k] : start[k + 1]]]) for k in range(3)])
     stress = np.mean([penalty(error[2][k], form) for k in range(2)])  # the third has none
@@ -73,7 +73,7 @@ def test_a_perfect_prediction_costs_nothing() -> None:
     _, sample = batch((True, True, True))
     for form in FORMS:
         config = LossConfig(energy_form=form, forces_form=form, stress_form=form)
-        assert float(losses(Prediction(*sample[1:]), sample, config).total) < 1e-6
+        assert float(losses(Prediction(*sample[1:4]), sample, config).total) < 1e-6
 
 
 def test_structures_without_stress_leave_no_nan_in_the_gradient() -> None:
@@ -132,7 +132,7 @@ def test_figures_by_hand() -> None:
     m = tally.metrics()
     sizes = np.array(SIZES * 2)
     e, f, s = (
-        np.concatenate([(p - t).numpy() for p in (p1, p2)]) for p1, p2, t in zip(prediction, again, sample[1:], strict=True)
+        np.concatenate([(p - t).numpy() for p in (p1, p2)]) for p1, p2, t in zip(prediction, again, sample[1:4], strict=True)
     )
     e, s = 1000 * e / sizes, 1000 * s[np.isfinite(s).all(axis=(1, 2))]
     f, label = 1000 * f, 1000 * sample.forces.numpy()

@@ -22,6 +22,7 @@ import yaml
 from tests.training.small import equal, labels, log, recipe, recipe_file, train, weights
 from triforces_deploy import checkpoint
 from triforces_deploy.errors import UserError
+from triforces_deploy.stopping import SIGNALS
 from triforces_deploy.training import loop
 from triforces_deploy.training.loop import TrainResult
 
@@ -58,7 +59,7 @@ def step(self, number, lr, parts):
 
 def save(self, path, *arguments):
     plain_save(self, path, *arguments)
-    if path == self.last and arguments[3] == int(sys.argv[3]):
+    if path == self.last and arguments[1] == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 loop._Recorder.on_step, run_folder.RunFolder.save_model = (step, plain_save) if sys.argv[4] == "step" else (plain_step, save)
@@ -97,12 +98,12 @@ def test_signals_change_nothing(data: Path, straight: Path, tmp_path: Path, monk
     """Between log lines, right before a validation, at a state, and at the last step."""
     sent = {7: signal.SIGTERM, 15: signal.SIGINT, 18: signal.SIGTERM, 40: signal.SIGINT}
     kill_at({**sent}, monkeypatch)
-    before = [signal.getsignal(number) for number in loop.SIGNALS]
+    before = [signal.getsignal(number) for number in SIGNALS]
     for step in (7, 15, 18):
         result = train(recipe(data), tmp_path)
         assert (result.status, result.step, result.signal) == ("interrupted", step, sent[step])
         assert f"interrupted after step {step} of 40; the same command goes on" in result.line()
-        assert [signal.getsignal(number) for number in loop.SIGNALS] == before
+        assert [signal.getsignal(number) for number in SIGNALS] == before
     result = train(recipe(data), tmp_path)
     assert (result.status, result.step, result.signal) == ("finished", 40, None)
     check_same(tmp_path, straight)
@@ -115,11 +116,11 @@ def test_a_signal_in_a_validation_waits_for_its_end(
     """Of several batches: what drives the loop would rather leave between two of them."""
     plain, calls = loop.Fit.validation_step, []
 
-    def validation_step(self: Any, sample: Any) -> None:
+    def validation_step(self: Any, *arguments: Any) -> None:
         calls.append(self.step)
         if len(calls) == 1:
             os.kill(os.getpid(), number)
-        plain(self, sample)
+        plain(self, *arguments)
 
     monkeypatch.setattr(loop.Fit, "validation_step", validation_step)
     result = train(recipe(data, trainer={"batch_size": 3}), tmp_path)
@@ -189,11 +190,11 @@ def test_time_is_up(data: Path, straight: Path, tmp_path: Path) -> None:
 
 
 def test_a_finished_run_stays_as_it_is(data: Path, straight: Path) -> None:
-    before = {p.name: p.read_bytes() for p in straight.iterdir()}
+    before = {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()}
     result = train(recipe(data), straight)
     assert (result.status, result.step, result.signal) == ("finished", 40, None)
     assert result.metrics is not None
-    assert {p.name: p.read_bytes() for p in straight.iterdir()} == before
+    assert {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()} == before
 
 
 def test_training_outside_of_the_main_thread(data: Path, tmp_path: Path) -> None:
@@ -209,12 +210,12 @@ def test_training_outside_of_the_main_thread(data: Path, tmp_path: Path) -> None
 
 
 def test_another_run_in_the_same_folder(data: Path, straight: Path, tmp_path: Path) -> None:
-    before = {p.name: p.read_bytes() for p in straight.iterdir()}
+    before = {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()}
     with pytest.raises(UserError, match="holds a run with another optimiser; choose another folder"):
         train(recipe(data, optimiser={"lr": 1e-3}), straight)
     with pytest.raises(UserError, match="holds a run with another content of the data files"):
         train(recipe(labels(tmp_path, seed=1)), straight)
-    assert {p.name: p.read_bytes() for p in straight.iterdir()} == before
+    assert {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()} == before
     moved = labels(tmp_path)
     assert train(recipe(moved, trainer={"max_minutes": 5.0, "save_every": 3}), straight).status == "finished"
 
@@ -241,7 +242,12 @@ def test_a_loss_that_is_not_a_number(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss of step \d+ is not a number; lower optimiser.lr") as caught:
         train(recipe(data, optimiser={"lr": 1e200, "clip": 1e300, "warmup": 0}, trainer={"save_every": 1}), tmp_path)
     assert "\n" not in str(caught.value)
-    assert {p.name for p in tmp_path.iterdir()} <= {"recipe.yaml", "split.json", "log.csv", "state.ckpt"}
+    step = int(str(caught.value).split("the loss of step ")[1].split()[0])
+    good, bad = torch.load(tmp_path / "state.ckpt")["fit"], torch.load(tmp_path / "bad_batch.0.pt")
+    assert (good["step"], bad["step"]) == (step - 1, step)
+    assert all(bool(tensor.isfinite().all()) for tensor in good["model"].values())
+    assert bad["pieces"][0]["forces"].shape == (40, 3)
+    assert bad["pieces"][0]["graph"]["edge_index"].shape[0] == 2
 
 
 def test_nothing_to_validate_on_and_no_gpu(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,13 +280,16 @@ def test_a_full_disk_is_one_line_and_can_be_gone_on_from(data: Path, straight: P
     with largest_file(50_000), pytest.raises(UserError, match=r"cannot write .*state\.ckpt.*free some space") as caught:
         train(recipe(data), tmp_path)
     assert "\n" not in str(caught.value)
-    assert {p.name for p in tmp_path.iterdir()} == {"recipe.yaml", "split.json", "log.csv"}
+    assert {p.name for p in tmp_path.iterdir()} == {"recipe.yaml", "about.json", "split.json", "log.csv", "tensorboard"}
     train(recipe(data), tmp_path)
     check_same(tmp_path, straight)
 
 
 def test_no_room_for_the_log(data: Path, tmp_path: Path) -> None:
-    plan = recipe(data, trainer={"log_every": 1, "save_every": 100, "validate_every": 100, "steps": 99})
+    often = {"log_every": 1, "save_every": 100, "validate_every": 100, "steps": 99}
+    with largest_file(1_500), pytest.raises(UserError, match=r"cannot write .*tensorboard/events.*free some space"):
+        train(recipe(data, trainer=often), tmp_path / "curves")
+    plan = recipe(data, trainer={**often, "loggers": []})
     with largest_file(1_500), pytest.raises(UserError, match=r"cannot write .*log\.csv.*free some space"):
         train(plan, tmp_path)
     with largest_file(100), pytest.raises(UserError, match=r"cannot write .*recipe\.yaml.*free some space"):

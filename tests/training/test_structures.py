@@ -30,7 +30,7 @@ def test_extxyz_and_databases_give_the_same(suffix: str, tmp_path: Path) -> None
         np.testing.assert_allclose(two.sample.forces, a.get_forces(), rtol=0, atol=0)
         np.testing.assert_allclose(two.sample.stress[0], a.get_stress(voigt=False), rtol=0, atol=0)
         assert float(two.sample.energy) == a.get_potential_energy()
-        for left, right in zip(one.sample[1:], two.sample[1:], strict=True):
+        for left, right in zip(one.sample[1:4], two.sample[1:4], strict=True):
             np.testing.assert_allclose(left, right, rtol=0, atol=1e-7)  # extxyz has 8 decimals
         assert torch.equal(one.sample.graph.edge_index, two.sample.graph.edge_index)
         assert torch.equal(one.sample.graph.numbers, two.sample.graph.numbers)

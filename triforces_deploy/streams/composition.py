@@ -44,6 +44,12 @@ class CompositionStream(nn.Module):
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
 
+    def admit_masked(self) -> None:
+        """Count masked atoms, number 0, as one more element, with the row of the embedding that no real one has."""
+        self.elements = torch.cat([self.elements, self.elements.new_zeros(1)])
+        self.column = self.column.clone()
+        self.column[0] = len(self.elements) - 1
+
     def forward(self, graph: Graph) -> Tensor:
         """(N, width)."""
         table = self.table(graph.composition)  # (G, T, width)

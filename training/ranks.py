@@ -1,0 +1,101 @@
+"""Several processes: how they start, and what they tell each other in a step.
+
+Gradients are added up once per step, after all pieces, and not while they are made: a process that runs out of memory half
+way can then still say so, and all try again with smaller pieces.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, distributed, nn
+
+from triforces_deploy.errors import UserError
+from triforces_deploy.training.recipe import TrainerConfig
+
+_OPERATIONS = {"sum": distributed.ReduceOp.SUM, "max": distributed.ReduceOp.MAX}
+
+
+def new_fabric(trainer: TrainerConfig) -> Fabric:
+    """Lightning Fabric for device, precision and processes; the loop, log and checkpoints are ours.
+
+    Raises:
+        UserError: GPUs that are not there.
+    """
+    if trainer.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("trainer.device is cuda but torch finds no GPU; set it to auto or cpu")
+    accelerator = "cuda" if torch.cuda.is_available() and trainer.device != "cpu" else "cpu"
+    if accelerator == "cuda" and trainer.devices > torch.cuda.device_count():
+        raise UserError(f"trainer.devices is {trainer.devices} but torch finds {torch.cuda.device_count()} GPUs")
+    return Fabric(
+        accelerator=accelerator,
+        devices=trainer.devices,
+        num_nodes=trainer.nodes,
+        strategy="ddp" if trainer.devices * trainer.nodes > 1 else "auto",
+        precision="bf16-mixed" if trainer.precision == "bf16" else "32-true",
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what Fabric says about itself, and torch about layer norms in bf16, which are slower on a CPU and right."""
+    logger = logging.getLogger("lightning.fabric")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def agree(fabric: Fabric, values: Tensor, how: Literal["sum", "max"]) -> Tensor:
+    """The sum or the largest over all processes of each number; on the CPU, where it came from."""
+    if fabric.world_size == 1:
+        return values
+    everywhere = fabric.to_device(values.clone())
+    distributed.all_reduce(everywhere, _OPERATIONS[how])
+    return everywhere.cpu()
+
+
+def sum_gradients(fabric: Fabric, parameters: Sequence[nn.Parameter], parts: Tensor, enough: bool) -> tuple[Tensor, bool]:
+    """Replace each gradient by its sum over all processes.
+
+    Args:
+        fabric: the processes.
+        parameters: in the same order everywhere; those without a gradient everywhere stay without one.
+        parts: (K,) float64, this process' part of each loss.
+        enough: whether this process had memory enough; where one had not, gradients are left as they are.
+
+    Returns:
+        The sum of ``parts``, and whether all had enough.
+    """
+    if fabric.world_size == 1:
+        return parts, enough
+    said = torch.cat([parts.new_tensor([float(not enough), *(float(p.grad is not None) for p in parameters)]), parts])
+    distributed.all_reduce(said)
+    lacking, present, whole = said[0], said[1 : 1 + len(parameters)].tolist(), said[1 + len(parameters) :]
+    if float(lacking) > 0:
+        return whole, False
+    chosen = [p for p, n in zip(parameters, present, strict=True) if n]
+    for kind in sorted({p.dtype for p in chosen}, key=str):
+        own = [p for p in chosen if p.dtype == kind]
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in own])
+        distributed.all_reduce(flat)
+        for p, gradient in zip(own, flat.split([p.numel() for p in own]), strict=True):
+            p.grad = gradient.view_as(p)
+    return whole, True
+
+
+def start_alike(fabric: Fabric, module: nn.Module) -> None:
+    """Give every process the weights and buffers of the first."""
+    if fabric.world_size > 1:
+        for tensor in module.state_dict().values():
+            distributed.broadcast(tensor, 0)

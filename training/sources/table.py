@@ -1,0 +1,75 @@
+"""The one list of formats, with units and signs, and which of them a file is."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ase import units
+
+from triforces_deploy.errors import UserError
+
+from . import ase_files, materials, molecules
+from .base import Record, Source
+
+KBAR = 0.1 * units.GPa
+KCAL = units.kcal / units.mol
+
+SOURCES = {
+    source.name: source
+    for source in (
+        Source("extxyz", "extended XYZ", ase_files.extxyz),
+        Source("ase", "ASE database, SQLite or JSON", ase_files.database),
+        Source("aselmdb", "ASE database in LMDB: OMat24, OMol25", ase_files.lmdb_database),
+        # VASP prints the stress in kbar, positive under compression, and these collections kept what it printed.
+        Source("lemat", "LeMat-Bulk and LeMat-Traj, Parquet", materials.lemat, stress=-KBAR),
+        Source("mptrj", "MPtrj, JSON", materials.mptrj, stress=-KBAR),
+        Source("matbench", "a task of MatBench, JSON: structures and a property", materials.matbench),
+        Source("qm9", "QM9, qm9_v3.pt; read whole", molecules.qm9),
+        Source("md17", "MD17 and revised MD17, npz; read whole", molecules.md17, energy=KCAL),
+    )
+}
+
+_SUFFIXES = {".db": "ase", ".aselmdb": "aselmdb", ".parquet": "lemat", ".pt": "qm9", ".npz": "md17"}
+
+
+def source_of(path: Path, name: str | None = None) -> Source:
+    """The format of a file by its ending and, for JSON, its first bytes; or the one that is named."""
+    if name is None:
+        plain = path.with_suffix("") if path.suffix == ".gz" else path
+        name = _json_kind(path) if plain.suffix == ".json" else _SUFFIXES.get(plain.suffix, "extxyz")
+    if name not in SOURCES:
+        raise UserError(f"unknown format '{name}'; known: {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def read_records(path: Path, name: str | None = None) -> Iterator[tuple[int, Record]]:
+    """Index, from 0, and content of every structure of a file, in eV and Å; UserError where it cannot be read."""
+    source = source_of(path, name)
+    records = source.records(path)
+    k = 0
+    while True:
+        try:
+            record = next(records)
+        except StopIteration:
+            return
+        except UserError:
+            raise
+        except Exception as error:  # parsers raise whatever they stumble on
+            said = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+            raise UserError(
+                f"{path}@{k} cannot be read ({type(error).__name__}: {said}); expected {source.what}, not cut short; "
+                "another format must be named"
+            ) from error
+        yield k, record
+        k += 1
+
+
+def _json_kind(path: Path) -> str:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        start = stream.read(200)
+    if re.match(rb'\s*\{\s*"(columns|index|data)"', start):
+        return "matbench"
+    return "mptrj" if re.match(rb'\s*\{\s*"(?!ids|nextid)[^"]*[^"0-9][^"]*"\s*:\s*\{', start) else "ase"
