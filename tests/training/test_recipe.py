@@ -95,7 +95,9 @@ def test_slips_of_the_pen(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_is_not_there() -> None:
-    with pytest.raises(UserError, match=r"dmo does not exist; expected .* one of the names demo, .*finetune, .*minimal, .*paper, .*pretrain"):
+    with pytest.raises(
+        UserError, match=r"dmo does not exist; expected .* one of the names demo, .*finetune, .*paper, .*pretrain"
+    ):
         load_recipe("dmo")
 
 
