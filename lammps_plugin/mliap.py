@@ -139,7 +139,7 @@ class Coupling:
         elements = lists.elements[rows.atom].clamp(min=0)  # those of other pair styles have no edges and count for nothing
         return Graph(
             numbers=self._numbers.to(lists.device)[elements],
-            edge_index=edges.index,
+            edge_index=edges.ends,
             edge_vector=edges.vector,
             batch=torch.zeros_like(elements),
             owned=rows.owned,

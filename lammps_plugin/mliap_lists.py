@@ -60,8 +60,8 @@ class Lists(NamedTuple):
 
 
 class Edges(NamedTuple):
-    index: Tensor
-    """(2, E) int64, in rows."""
+    ends: Tensor
+    """(2, E) int64, in rows: neighbour and centre."""
     vector: Tensor
     """(E, 3) float64, Å."""
     pairs: Tensor

@@ -47,7 +47,7 @@ def evaluate(
         composition=skin.composition,
         cell=skin.cell,
     )
-    energies, edge_forces, uncertainty = potential.evaluate_unchecked(graph, handler)
+    energies, edge_forces, uncertainty, *_ = potential.evaluate_unchecked(graph, handler)
     virials = -edge_virials(graph.edge_vector, edge_forces)
     parts = [
         forces(edge_forces, kept, skin).flatten(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from ase.data import atomic_masses, chemical_symbols
@@ -144,7 +145,7 @@ def _composition(facts: Facts, run: Run) -> str:
     return f"live, counted over the whole system: {present}"
 
 
-def _formula(counts: dict[str, int]) -> str:
+def _formula(counts: Mapping[str, float]) -> str:
     return " ".join(f"{symbol}{round(n, 4)}" for symbol, n in counts.items()) or "no atoms"
 
 

@@ -7,7 +7,7 @@ A sum that reads its own table is written by one thread, always in the same orde
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def _summed(rows: Tensor, table: Tensor, dim: int) -> Tensor:
     n_rows, width = table.shape
     if width == 1:
         return rows.index_select(dim, table.flatten())
-    return rows.index_select(dim, table.t().flatten()).unflatten(dim, (width, n_rows)).sum(dim)
+    return cast(Tensor, rows.index_select(dim, table.t().flatten()).unflatten(dim, (width, n_rows))).sum(dim)
 
 
 def without_scatter(module: GraphModule) -> GraphModule:
@@ -112,7 +112,7 @@ def _table(index: Node, named: dict[str, Node]) -> str | None:
         return ("edges_of_neighbour", "edges_of_centre")[index.args[2]]  # type: ignore[index]
     source = index.args[0] if index.args else None
     unbound = isinstance(source, Node) and source.target is torch.ops.aten.unbind.int
-    if unbound and source.args in ((named["edge_index"],), (named["edge_index"], 0)):  # type: ignore[union-attr]
+    if unbound and source.args in ((named["edge_index"],), (named["edge_index"], 0)):  # type: ignore[operator,union-attr]
         return ("edges_of_neighbour", "edges_of_centre")[index.args[1]]  # type: ignore[index]
     return None
 

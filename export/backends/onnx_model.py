@@ -160,7 +160,10 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         ]
     )
     exchange = torch.ops.triforces.exchange.default, torch.ops.triforces.exchange_adjoint.default
-    ours = {A.slice_backward.default: _slice_backward, A.select_backward.default: _select_backward}
+    ours: dict[Any, Callable[..., Any]] = {
+        A.slice_backward.default: _slice_backward,
+        A.select_backward.default: _select_backward,
+    }
     one_rank = dict.fromkeys(exchange, torch.clone)  # nothing to exchange
     return {**table, **ours, **REPEATABLE, **one_rank}
 

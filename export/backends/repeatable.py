@@ -49,7 +49,7 @@ def _tanh(x: Tensor) -> Tensor:
 
 def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     if x.dtype != torch.float64 or half_to_float:
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     exponentials = torch.pow(math.e, x - x.amax(dim, keepdim=True))
     return exponentials / exponentials.sum(dim, keepdim=True)
 
@@ -57,7 +57,7 @@ def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
 def _mm(a: Tensor, b: Tensor) -> Tensor:
     length = a.shape[1]
     if a.dtype != torch.float64 or not isinstance(length, int) or length <= STRETCH:
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     terms = [a[:, k : k + STRETCH] @ b[k : k + STRETCH] for k in range(0, length, STRETCH)]
     return sum(terms[1:], terms[0])
 
@@ -69,10 +69,10 @@ def _addmm(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def _sum(x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
     if x.dtype == torch.float64 or dtype is not None or dim is None or len(dim) != 1:
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     axis = dim[0] % x.dim()
     if axis in (0, x.dim() - 1) or not isinstance(x.shape[axis], int) or x.shape[axis] > MOST_TERMS:
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     first, *rest = x.split(1, axis) if keepdim else x.unbind(axis)
     return sum(rest, first)
 
