@@ -187,17 +187,18 @@ def test_freed_memory_is_kept_until_it_is_short() -> None:
 
 
 def test_an_evaluation_that_takes_much_of_the_memory_gives_back_what_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiled form and blocks alike; one that takes little keeps it, for speed."""
+    """Blocks leave the heap in more pieces than the compiled form; what takes little keeps it, for speed."""
     called: list[str] = []
     monkeypatch.setattr("triforces_deploy.eager.give_back_large_blocks", lambda: called.append("given back"))
     monkeypatch.setenv(memory.VARIABLE, "1000000")
     graph = graph_from_atoms(bulk("Si", cubic=True), TINY.cutoff)
     bytes_per_edge = 1e6 / graph.edge_vector.shape[0]
     info = PayloadInfo("torchscript", "float64", "any", "", "")
-    for share, expected in ((0.01, []), (0.5, ["given back"])):
+    for share, whole, in_blocks in ((0.01, 0, 0), (0.2, 0, 1), (0.6, 1, 1)):
         called.clear()
         it = Memory(Need(share * bytes_per_edge, 0.0))
         assert within_memory(lambda _graph: (), info, it, tiny_model)(graph) == ()
-        assert called == expected
+        assert len(called) == whole
+        called.clear()
         eager(tiny_model(), Memory(blocked=lambda share=share: Need(share * bytes_per_edge, 0.0)))(graph)  # type: ignore[misc]
-        assert called == 2 * expected
+        assert len(called) == in_blocks

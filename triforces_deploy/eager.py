@@ -22,8 +22,8 @@ from triforces_deploy.peak import peak_bytes
 from triforces_deploy.potential import Potential
 from triforces_deploy.precision import multiplying
 
-PIECES = 8
-"""How many times its need an evaluation may come to take where nothing that was freed is given back; about 7 were seen."""
+PIECES_OF_BLOCKS, PIECES_OF_A_WHOLE = 8, 2
+"""How many times its need an evaluation may come to take where nothing that was freed is given back; 7 and 1.5 were seen."""
 GPU_BLOCK_BYTES = 256 * 2**20
 """Of the widest tensor of a block on a GPU, where a block must keep thousands of threads busy."""
 SAMPLE = 128, 128
@@ -49,7 +49,7 @@ def eager(model: Model, memory: Memory, extras: Sequence[str] = ()) -> Run:
         if memory.blocked is not None:
             need = memory.blocked().bytes(graph.numbers.shape[0], graph.edge_vector.shape[0])
             keep = max(0, keep - int(need))
-            _make_room(need, memory)
+            _make_room(PIECES_OF_BLOCKS * need, memory)
         with blocks.using(keep, None if on_cpu else GPU_BLOCK_BYTES):
             return model.run(graph, extras)
 
@@ -102,7 +102,7 @@ def within_memory(compiled: Run, info: PayloadInfo, memory: Memory, rebuild: Cal
         atoms, edges = graph.numbers.shape[0], graph.edge_vector.shape[0]
         if memory.fits(atoms, edges):
             if memory.whole is not None:
-                _make_room(memory.whole.bytes(atoms, edges), memory)
+                _make_room(PIECES_OF_A_WHOLE * memory.whole.bytes(atoms, edges), memory)
             return compiled(graph)
         with multiplying(info.precision, casting=True):  # which the compiled form does by itself
             return blocked()(graph)
@@ -110,9 +110,9 @@ def within_memory(compiled: Run, info: PayloadInfo, memory: Memory, rebuild: Cal
     return run
 
 
-def _make_room(need: float, memory: Memory) -> None:
+def _make_room(most: float, memory: Memory) -> None:
     """Keep the allocator from holding several times what is needed, where that would be more than there is."""
-    if memory.device.type == "cpu" and PIECES * need > memory.limit():
+    if memory.device.type == "cpu" and most > memory.limit():
         give_back_large_blocks()
 
 
