@@ -79,11 +79,7 @@ def export(source: Path, out: Path, options: ExportOptions, report: Report = lam
         UserError: unreadable checkpoint, a policy that cannot hold, or a compiled form that is not equal to eager.
     """
     options.refuse_missing_device()
-    model, provenance = checkpoint.load(source)
-    if "pretrained" in provenance:
-        raise UserError(
-            f"{source} is pretrained without labels, its energies mean nothing; fit it with `tfdeploy train finetune`"
-        )
+    model, provenance = checkpoint.load_fitted(source)
     model, facts = decide(model, provenance, options)
     refuse_backends(facts, options.backends)
     model.set_network_dtype(PRECISIONS[options.precision].dtype)

@@ -73,7 +73,7 @@ def evaluate(
         UserError: a bad checkpoint or file, data that changed since training, or no structure in that part.
     """
     kept: Part = part or ("test" if structures is None else "all")
-    model, provenance = checkpoint.load(path)
+    model, provenance = checkpoint.load_fitted(path)
     files = training_files(provenance, path) if structures is None else [structures]
     config = model.config
     frames = read_frames(files, config.elements, config.cutoff, config.max_neighbours)

@@ -83,7 +83,7 @@ def add_uncertainty(path: Path, files: Sequence[Path] = (), out: Path | None = N
     Raises:
         UserError: a bad checkpoint or file, a readout that is no sum over atoms, too few structures.
     """
-    model, provenance = checkpoint.load(path)
+    model, provenance = checkpoint.load_fitted(path)
     if model.config.readout != "sum":
         raise UserError(f"{path} has readout '{model.config.readout}'; atoms have an uncertainty only where it is 'sum'")
     train, validation = _parts(model, provenance, files, path)

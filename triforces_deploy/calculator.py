@@ -54,7 +54,7 @@ class TriForcesCalculator(Calculator):
     @classmethod
     def of_checkpoint(cls, path: str | Path, **kwargs: Any) -> TriForcesCalculator:
         """A model as it was trained or imported, eager: also one that export converts or refuses."""
-        model, _ = checkpoint.load(Path(path))
+        model, _ = checkpoint.load_fitted(Path(path))
         return cls(as_trained(model), **kwargs)
 
     def calculate(

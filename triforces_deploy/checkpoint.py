@@ -73,6 +73,14 @@ def load(path: Path) -> tuple[Model, dict[str, Any]]:
     return model, provenance
 
 
+def load_fitted(path: Path) -> tuple[Model, dict[str, Any]]:
+    """As :func:`load`, for whoever needs energies; UserError also where training has not seen any."""
+    model, provenance = load(path)
+    if "pretrained" in provenance:
+        raise UserError(f"{path} is pretrained without labels, its energies mean nothing; run `tfdeploy train finetune`")
+    return model, provenance
+
+
 def _read(path: Path) -> dict[str, Any]:
     content = torch_file.load(path, WHAT, REMEDY, frozenset({UNIFIED}))
     if isinstance(content, Instance):

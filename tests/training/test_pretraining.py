@@ -14,9 +14,12 @@ from ase.io import write
 
 from tests.training.small import column, equal, log, recipe, train, weights
 from triforces_deploy import checkpoint
+from triforces_deploy.calculator import TriForcesCalculator
 from triforces_deploy.errors import UserError
 from triforces_deploy.export.exporting import ExportOptions, export
+from triforces_deploy.training.evaluate import evaluate
 from triforces_deploy.training.pretraining import Pretraining
+from triforces_deploy.training.uncertainty import add_uncertainty
 
 TERMS: dict[str, Any] = {
     "denoise": {"head": "vector"}, "masked": {"weight": 10, "hidden": [16]}, "lejepa": {"slices": 32, "hidden": 16, "width": 8},
@@ -80,7 +83,10 @@ def test_a_stopped_run_goes_on_to_the_same_end(data: Path, straight: Path, tmp_p
     assert log(tmp_path)[-1] == log(straight)[-1]
 
 
-def test_export_refuses_a_model_that_never_saw_an_energy(straight: Path, tmp_path: Path) -> None:
+def test_nobody_takes_energies_of_a_model_that_never_saw_an_energy(straight: Path, tmp_path: Path) -> None:
+    for use in (evaluate, add_uncertainty, TriForcesCalculator.of_checkpoint):
+        with pytest.raises(UserError, match=r"pretrained without labels.*tfdeploy train finetune"):
+            use(straight / "best.ckpt")  # type: ignore[operator]
     with pytest.raises(UserError, match=r"pretrained without labels.*tfdeploy train finetune"):
         export(straight / "best.ckpt", tmp_path / "model.pt", ExportOptions(backends=()))
     assert not list(tmp_path.iterdir())
