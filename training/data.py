@@ -102,6 +102,11 @@ class Part(Sequence[Sample]):
             yield self.batch(chosen[start : start + size].tolist())
 
 
+def beside(one: Part, other: Part) -> Part:
+    """The structures of two parts, those of ``one`` first."""
+    return Part((*one.packs, *other.packs), np.concatenate([one.members, other.members + np.array([len(one.packs), 0])]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Structures of the three parts, and what must be remembered of them."""
@@ -147,6 +152,13 @@ def load(config: DataConfig, model: ModelConfig) -> Data:
         shortest=shortest_distances(train.chunks(MOST)),
         undeclared=sum(int(np.isin(p.arrays["trajectory"], p.about.undeclared).sum()) for p in (*packs, *apart)),
     )
+
+
+def load_whole(files: Sequence[str], model: ModelConfig) -> tuple[Part, dict[str, str]]:
+    """All structures of some files, and path → sha256; UserError as for :func:`load`."""
+    paths = [index_file(Path(f)) for f in files]
+    packs = tuple(read_packed(paths, model.elements, model.cutoff, model.max_neighbours))
+    return _part(packs, list(_counts(packs))), {str(p): sha256_of(p) for p in paths}
 
 
 def _counts(packs: Sequence[Packed]) -> Counter[str]:

@@ -54,6 +54,8 @@ class Pretraining(Task[Views]):
         self.started_from: dict[str, Any] = {}
         self.weights = {f"loss_{name}": term.weight for name, term in self.objective.terms().items()}
         self.validation_columns = tuple(f"val_{name}" for name in self.objective.terms())
+        if plan.init.replay is not None:
+            raise UserError("init.replay is for fits to labels; to pretrain on several data sets name them all in data.files")
         config = plan.data
         paths, own = [Path(f) for f in config.files], [Path(f) for f in config.validation_files]
         if not paths:
