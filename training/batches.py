@@ -154,7 +154,19 @@ def rotated(sample: Sample, turns: Tensor) -> Sample:
         cell=graph.cell @ turns.transpose(1, 2),
     )
     stress = turns @ sample.stress @ turns.transpose(1, 2)
-    return Sample(graph, sample.energy, _turned(sample.forces, turns, graph.batch), stress)
+    targets = {name: _turned_target(values, turns, sample) for name, values in sample.targets.items()}
+    return Sample(graph, sample.energy, _turned(sample.forces, turns, graph.batch), stress, targets=targets)
+
+
+def _turned_target(values: Tensor, turns: Tensor, sample: Sample) -> Tensor:
+    """(R, K) with 1, 3 or 9 components: a scalar stays, a vector is R v, a tensor R T Rᵀ."""
+    if values.shape[1] == 1:
+        return values
+    # As many rows as structures are those of structures, and of atoms only where each structure is one atom.
+    of_rows = turns if len(values) == len(turns) else turns[sample.graph.batch]
+    if values.shape[1] == 3:
+        return torch.einsum("rxy,ry->rx", of_rows, values)
+    return torch.einsum("rxy,ryz,rwz->rxw", of_rows, values.reshape(-1, 3, 3), of_rows).flatten(1)
 
 
 def _turned(vectors: Tensor, turns: Tensor, of: Tensor) -> Tensor:

@@ -146,8 +146,8 @@ def _refuse_misfits(model: Model, found: Model, taken: tuple[PartName, ...], pat
     for name, tensor in model.state_dict().items():
         if part_of(name) in taken and name != "spread" and shapes.get(name) != tensor.shape:
             raise UserError(
-                f"init: '{name}' does not fit between the recipe's model and {path}; make model.elements and "
-                f"model.head_hidden equal, or leave '{part_of(name)}' out of init.parts"
+                f"init: '{name}' does not fit between the recipe's model and {path}; make model.elements, "
+                f"model.head_hidden and model.properties equal, or leave '{part_of(name)}' out of init.parts"
             )
 
 

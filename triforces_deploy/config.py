@@ -68,6 +68,23 @@ class ZBLSwitch:
 
 
 @dataclasses.dataclass(frozen=True)
+class PropertyConfig:
+    """One property that is read off the features; see properties.py."""
+
+    name: str
+    """What the data call it: a property of MatBench or QM9, a key of ``info`` or an array of extended XYZ."""
+    kind: Literal["scalar", "vector", "tensor"] = "scalar"
+    """One number, a polar vector, or a symmetric 3×3 tensor."""
+    of: Literal["structure", "atom"] = "structure"
+    pooling: Literal["mean", "sum"] = "mean"
+    """How a structure's is made of its atoms': 'mean' is intensive, as a band gap, 'sum' extensive, as a heat capacity."""
+
+    def components(self) -> int:
+        """Numbers of one value."""
+        return {"scalar": 1, "vector": 3, "tensor": 9}[self.kind]
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Everything that fixes the shape of a model. ``composition`` or ``structure`` set to null leaves the stream out."""
 
@@ -101,6 +118,9 @@ class ModelConfig:
     """Fade the model into that repulsion, one entry for each pair of elements: what ``tfdeploy export --zbl`` makes."""
     uncertainty: bool = False
     """There is a covariance of the last layer: what ``tfdeploy uncertainty`` makes of a trained model."""
+
+    properties: tuple[PropertyConfig, ...] = ()
+    """What to fit in place of energies and forces; a model with properties has no energy that means anything."""
 
     def numbers(self) -> list[int]:
         """Atomic numbers of ``elements``; UserError for an unknown symbol."""
