@@ -13,11 +13,12 @@ from ase.build import bulk
 
 from tests.tiny import TINY, tiny_model
 from triforces_deploy import checkpoint
-from triforces_deploy.config import BackboneConfig, ModelConfig, PropertyConfig
+from triforces_deploy.config import BackboneConfig, ModelConfig
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import Graph, collate
 from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
+from triforces_deploy.property_config import PropertyConfig
 
 ESEN = BackboneConfig("esen", {"channels": 6, "hidden": 5, "edge_channels": 7, "n_layers": 2, "n_gaussians": 8})
 ALL = tuple(
@@ -118,7 +119,7 @@ def test_what_no_head_can_give() -> None:
     config = ModelConfig(("Si",), 4.0, BackboneConfig("mace", mace), None, None, properties=(PropertyConfig("mu", "vector"),))
     with pytest.raises(UserError, match="mace gives nothing that turns with the structure, and 'mu' does"):
         Model(config)
-    for names in (("a", "a"), ("a,b",), ("a/b",), (" ",)):
+    for names in (("a", "a"), ("a,b",), ("a/b",), ("$a$",), (" ",)):
         properties = tuple(PropertyConfig(name) for name in names)
-        with pytest.raises(UserError, match="stands twice or holds a comma"):
+        with pytest.raises(UserError, match="stands twice or holds one of"):
             Model(dataclasses.replace(TINY, properties=properties))

@@ -17,11 +17,11 @@ import torch
 from ase import Atoms
 from numpy.typing import NDArray
 
-from triforces_deploy.config import PropertyConfig
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
 from triforces_deploy.graph import Graph, count_elements
 from triforces_deploy.neighbour_cap import capped
+from triforces_deploy.property_config import PropertyConfig
 from triforces_deploy.training.packed_index import FORMAT, INDEX, LAYOUT, Arrays, Index
 from triforces_deploy.training.structures import Frame, Sample
 

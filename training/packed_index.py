@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from triforces_deploy.config import PropertyConfig
+from triforces_deploy.property_config import PropertyConfig
 
 FORMAT = 2
 INDEX = "index.json"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from triforces_deploy.config import PropertyConfig
 from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
 from triforces_deploy.properties import isotropic
+from triforces_deploy.property_config import PropertyConfig
 from triforces_deploy.training.data import MOST
 from triforces_deploy.training.labelled import Labelled
 from triforces_deploy.training.objective import penalty

@@ -10,9 +10,9 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
-from triforces_deploy.config import PropertyConfig
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
+from triforces_deploy.property_config import PropertyConfig
 from triforces_deploy.training.packed import Packed, index_file, open_packed
 from triforces_deploy.training.packed_index import INDEX
 from triforces_deploy.training.packing import Labels, Packer

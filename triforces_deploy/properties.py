@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from triforces_deploy.backbones.base import Backbone
-from triforces_deploy.config import ModelConfig, PropertyConfig
+from triforces_deploy.config import ModelConfig
 from triforces_deploy.direct import DEGREE_2, VOIGT
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import Graph
 from triforces_deploy.heads import mean_over_atoms
 from triforces_deploy.nn.message_passing import over_atoms
 from triforces_deploy.nn.mlp import mlp
+from triforces_deploy.property_config import PropertyConfig
 
-FORBIDDEN = set(',/"\\\r\n')
-"""Characters that no name has: it heads a column of the log and is part of the name of a file."""
+FORBIDDEN = set(',/$"\\\r\n')
+"""Characters that no name has: it heads a column of the log and a picture, and is part of a file's name."""
 
 
 class PropertyHeads(nn.Module):
@@ -58,7 +59,7 @@ class PropertyHeads(nn.Module):
         names = [p.name for p in properties]
         for name in names:
             if not name.strip() or FORBIDDEN & set(name) or names.count(name) > 1:
-                raise UserError(f"model.properties: the name {name!r} stands twice or holds a comma, slash or quote; rename it")
+                raise UserError(f"model.properties: the name {name!r} stands twice or holds one of , / $ and quotes; rename it")
         outputs = {"scalar": 1, "vector": channels or 3, "tensor": channels + 1 if channels else 6}
         self.config, self.widest = tuple(properties), max([width, *hidden])
         self.layers = nn.ModuleList([mlp([width, *hidden, outputs[p.kind]]) for p in properties])
