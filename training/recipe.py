@@ -113,7 +113,7 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = True) -> Recipe:
-    """Read a recipe file, or one of the package by its bare name (minimal, demo, paper, pretrain, finetune).
+    """Read a recipe file, or one of the package by its bare name (minimal, demo, paper, pretrain, finetune, properties).
 
     Args:
         path: the YAML file or the name. With the key ``base`` it is put on top of the recipe that this names, key by key in

@@ -14,9 +14,11 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.io import write
+from typer.testing import CliRunner
 
 from tests.training.small import column, labelled, recipe, structures, train
 from triforces_deploy import checkpoint
+from triforces_deploy.cli import app
 from triforces_deploy.errors import UserError
 from triforces_deploy.export.exporting import ExportOptions, export
 from triforces_deploy.training.batches import Stream
@@ -228,6 +230,15 @@ def test_every_figure_is_that_of_the_values(fitted: Path, labels: Path, tmp_path
     assert found.mean.errors["push"].mae == pytest.approx(np.abs(push).mean(), rel=1e-6)
     n_ge = np.array([a.info["n_ge"] for a in truth])
     assert found.mean.errors["n_ge"].mae == pytest.approx(np.abs(n_ge - 8 * float(model.properties.mean[1])).mean(), rel=1e-9)
+
+
+def test_the_command_prints_them(fitted: Path) -> None:
+    found = CliRunner().invoke(app, ["evaluate", str(fitted / "best.ckpt"), "--baseline", str(fitted / "last.ckpt"), "--json"])
+    said = json.loads(found.stdout)
+    assert list(said) == ["model", "baseline", "mean of training"]
+    assert said["model"] == dataclasses.asdict(evaluate_properties(fitted / "best.ckpt").model)
+    table = CliRunner().invoke(app, ["evaluate", str(fitted / "best.ckpt")], env={"COLUMNS": "120"}).stdout
+    assert f"{said['model']['errors']['push']['mae']:.4g}" in table
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(labels: Path, tmp_path: Path) -> None:
