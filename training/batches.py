@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triforces_deploy.errors import UserError
-from triforces_deploy.training.data import Part, Unit
+from triforces_deploy.training.data import Part, Unit, beside
 from triforces_deploy.training.structures import Sample
 
 
@@ -75,11 +75,27 @@ class Stream:
         unit: what the size counts.
         seed: of orders and turns.
         rotate: turn every structure at random.
+        old: other structures that are mixed into every batch.
+        share: of the batch that is theirs.
     """
 
-    def __init__(self, part: Part, size: int, unit: Unit, seed: int, rotate: bool) -> None:
-        self.part, self.seed, self.rotate = part, seed, rotate
-        self.order = Order(part.sizes(unit), size, seed)
+    shift: Tensor | None = None
+    """(119,) float64, eV. What the energy of an atom of each element in ``old`` is moved by."""
+
+    def __init__(
+        self, part: Part, size: int, unit: Unit, seed: int, rotate: bool, old: Part | None = None, share: float = 0.0
+    ) -> None:
+        self.part = part if old is None else beside(part, old)
+        self.seed, self.rotate, self.first_old = seed, rotate, len(part)
+        theirs = 0 if old is None else min(max(1, round(share * size)), size - 1)
+        self.orders = [(0, Order(part.sizes(unit), size - theirs, seed))]
+        if old is not None:
+            # Another seed: two data sets of one size would otherwise go through their structures in the same order.
+            self.orders.append((len(part), Order(old.sizes(unit), theirs, seed + 1)))
+
+    def chosen(self, step: int) -> list[int]:
+        """Indices in ``part`` of the structures of a step, counted from 0."""
+        return [first + k for first, order in self.orders for k in order.batch(step)]
 
     def batches(self, steps: range, rank: int = 0, ranks: int = 1) -> Iterator[Sample]:
         """Every ``ranks``-th structure of the batch of each step; the shares of all ranks make up the batch.
@@ -89,17 +105,24 @@ class Stream:
         """
         share = slice(rank, None, ranks)
         for step in steps:
-            chosen = self.order.batch(step)
+            chosen = self.chosen(step)
             if len(chosen) < ranks:
                 raise UserError(
                     f"the batch of step {step + 1} has {len(chosen)} structures, which {ranks} processes and pieces cannot "
                     "share; raise trainer.batch_size, or lower trainer.accumulate or trainer.devices"
                 )
-            sample = self.part.batch(chosen[share])
+            sample = self._moved(self.part.batch(chosen[share]), chosen[share])
             if self.rotate:
                 turns = random_rotations(len(chosen), np.random.default_rng([self.seed, 2, step]))
                 sample = rotated(sample, turns[share])
             yield sample
+
+    def _moved(self, sample: Sample, chosen: list[int]) -> Sample:
+        """Old structures with their energies counted from the zero of the new ones."""
+        if self.shift is None:
+            return sample
+        old = torch.tensor(chosen) >= self.first_old
+        return sample._replace(energy=sample.energy + torch.where(old, sample.graph.composition @ self.shift, 0.0))
 
 
 def cut(sizes: NDArray[np.int64], size: int) -> Iterator[list[int]]:
@@ -131,7 +154,19 @@ def rotated(sample: Sample, turns: Tensor) -> Sample:
         cell=graph.cell @ turns.transpose(1, 2),
     )
     stress = turns @ sample.stress @ turns.transpose(1, 2)
-    return Sample(graph, sample.energy, _turned(sample.forces, turns, graph.batch), stress)
+    targets = {name: _turned_target(values, turns, sample) for name, values in sample.targets.items()}
+    return Sample(graph, sample.energy, _turned(sample.forces, turns, graph.batch), stress, targets=targets)
+
+
+def _turned_target(values: Tensor, turns: Tensor, sample: Sample) -> Tensor:
+    """(R, K) with 1, 3 or 9 components: a scalar stays, a vector is R v, a tensor R T Rᵀ."""
+    if values.shape[1] == 1:
+        return values
+    # As many rows as structures are those of structures, and of atoms only where each structure is one atom.
+    of_rows = turns if len(values) == len(turns) else turns[sample.graph.batch]
+    if values.shape[1] == 3:
+        return torch.einsum("rxy,ry->rx", of_rows, values)
+    return torch.einsum("rxy,ryz,rwz->rxw", of_rows, values.reshape(-1, 3, 3), of_rows).flatten(1)
 
 
 def _turned(vectors: Tensor, turns: Tensor, of: Tensor) -> Tensor:

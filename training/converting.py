@@ -186,6 +186,10 @@ def _pack(file: Path, kind: str | None, packer: Packer, limits: Limits, tally: _
         if tally.repeats(atoms):
             tally.leave_out("repeats an earlier structure", name)
             continue
+        misfit = packer.misfit(record)
+        if misfit:
+            tally.leave_out(misfit, name)
+            continue
         labels = labels_of(atoms, name)
         try:
             packer.add(record, labels, file, k, limits.nearest)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, overload
 
@@ -24,6 +24,7 @@ from triforces_deploy.graph import N_NUMBERS
 from triforces_deploy.nn.zbl import ZBL
 from triforces_deploy.training.packed import Packed, index_file
 from triforces_deploy.training.reading import read_packed
+from triforces_deploy.training.splitting import Split, split_by_fold, split_by_trajectory
 from triforces_deploy.training.structures import Sample, join
 
 Unit = Literal["structures", "atoms", "edges"]
@@ -46,18 +47,11 @@ class DataConfig:
     """Fraction of the frames of ``files``, taken as whole trajectories, that choose the best checkpoint."""
     test: float = 0.1
     """Fraction, taken likewise, that training never sees."""
+    fold: Literal[0, 1, 2, 3, 4] | None = None
+    """Of MatBench's official ones: the test part is that of the fold, in place of ``test``; see splitting.py."""
     split_seed: int = 0
     rotate: bool = True
     """Turn every training structure at random, since the backbone has no rotation symmetry built in."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Trajectories of each part; what makes a figure on held-out structures honest."""
-
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-    test: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,6 +96,11 @@ class Part(Sequence[Sample]):
             yield self.batch(chosen[start : start + size].tolist())
 
 
+def beside(one: Part, other: Part) -> Part:
+    """The structures of two parts, those of ``one`` first."""
+    return Part((*one.packs, *other.packs), np.concatenate([one.members, other.members + np.array([len(one.packs), 0])]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Structures of the three parts, and what must be remembered of them."""
@@ -127,10 +126,10 @@ def load(config: DataConfig, model: ModelConfig) -> Data:
     if not config.files:
         raise UserError("data.files is empty; name at least one extxyz file or ASE database with energies and forces")
     model.numbers()
-    seen = model.elements, model.cutoff, model.max_neighbours
+    seen = model.elements, model.cutoff, model.max_neighbours, model.properties
     paths, own = ([index_file(Path(f)) for f in names] for names in (config.files, config.validation_files))
     packs, apart = tuple(read_packed(paths, *seen)), tuple(read_packed(own, *seen))
-    split = split_by_trajectory(_counts(packs), 0.0 if own else config.validation, config.test, config.split_seed)
+    split = _split(packs, config, 0.0 if own else config.validation)
     if own:
         names = _counts(apart)
         shared = sorted(names.keys() & {*split.train, *split.test})
@@ -147,6 +146,24 @@ def load(config: DataConfig, model: ModelConfig) -> Data:
         shortest=shortest_distances(train.chunks(MOST)),
         undeclared=sum(int(np.isin(p.arrays["trajectory"], p.about.undeclared).sum()) for p in (*packs, *apart)),
     )
+
+
+def _split(packs: Sequence[Packed], config: DataConfig, validation: float) -> Split:
+    if config.fold is None:
+        return split_by_trajectory(_counts(packs), validation, config.test, config.split_seed)
+    if len(packs) != 1 or len(packs[0].about.files) != 1:
+        raise UserError("data.fold is for the structures of one task of MatBench; name its one file in data.files")
+    if all(np.isin(packs[0].target(name), (0.0, 1.0)).all() for name in packs[0].about.targets):
+        raise UserError("data.fold is for regression, and this task is to tell two classes apart; set data.test in its place")
+    names = [packs[0].trajectory(k) for k in range(len(packs[0]))]
+    return split_by_fold(names, packs[0].arrays["row"], config.fold, validation, config.split_seed)
+
+
+def load_whole(files: Sequence[str], model: ModelConfig) -> tuple[Part, dict[str, str]]:
+    """All structures of some files, and path → sha256; UserError as for :func:`load`."""
+    paths = [index_file(Path(f)) for f in files]
+    packs = tuple(read_packed(paths, model.elements, model.cutoff, model.max_neighbours, model.properties))
+    return _part(packs, list(_counts(packs))), {str(p): sha256_of(p) for p in paths}
 
 
 def _counts(packs: Sequence[Packed]) -> Counter[str]:
@@ -166,29 +183,6 @@ def _part(packs: tuple[Packed, ...], trajectories: Sequence[str]) -> Part:
         own = np.nonzero(wanted[pack.arrays["trajectory"]])[0]
         members.append(np.stack([np.full(len(own), k), own], axis=1))
     return Part(packs, np.concatenate(members))
-
-
-def split_by_trajectory(counts: Mapping[str, int], validation: float, test: float, seed: int) -> Split:
-    """Deal whole trajectories, of so many frames each, in random order, until each part has its fraction of the frames.
-
-    Raises:
-        UserError: fractions that leave nothing to train on, or fewer trajectories than parts.
-    """
-    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
-        raise UserError(f"data.validation = {validation} and data.test = {test}: expected fractions that sum to less than 1")
-    needed = 1 + (validation > 0) + (test > 0)
-    if len(counts) < needed:
-        raise UserError(
-            f"data.files hold {len(counts)} trajectories, {needed} are needed to hold some out; set info['trajectory'] of each "
-            "frame to the run it comes from, add runs, or name validation_files and set test to 0"
-        )
-    names = sorted(counts)
-    order = [names[k] for k in np.random.default_rng(seed).permutation(len(names))]
-    parts: dict[str, list[str]] = {"test": [], "validation": []}
-    for part, fraction, left_over in (("test", test, 1 + (validation > 0)), ("validation", validation, 1)):
-        while fraction > 0 and len(order) > left_over and sum(counts[n] for n in parts[part]) < fraction * sum(counts.values()):
-            parts[part].append(order.pop())
-    return Split(tuple(sorted(order)), tuple(sorted(parts["validation"])), tuple(sorted(parts["test"])))
 
 
 def fit_references(samples: Iterable[Sample]) -> Tensor:

@@ -17,6 +17,7 @@ from triforces_deploy.training.fit import Fit, Watcher
 from triforces_deploy.training.loggers import Logger, start
 from triforces_deploy.training.pretraining import Pretraining
 from triforces_deploy.training.progress import Bar
+from triforces_deploy.training.properties import PropertyFit
 from triforces_deploy.training.ranks import new_fabric, quiet, start_alike
 from triforces_deploy.training.recipe import Recipe
 from triforces_deploy.training.run_folder import RunFolder
@@ -75,7 +76,7 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
         raise UserError(
             "model.uncertainty is made by `tfdeploy uncertainty` of a trained checkpoint; leave it out of the recipe"
         )
-    task: Task[Any] = Supervised(plan) if plan.objective is None else Pretraining(plan)
+    task = _task(plan)
     with watched_signals() as asked, quiet():
         fabric.launch()  # the other processes run the same command from its start
         folder = RunFolder(out, task, fabric)
@@ -91,6 +92,12 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
         elif fabric.is_global_zero:
             folder.begin()
         return _run(fit, recorder)
+
+
+def _task(plan: Recipe) -> Task[Any]:
+    if plan.objective is not None:
+        return Pretraining(plan)
+    return PropertyFit(plan) if plan.model.properties else Supervised(plan)
 
 
 def _run(fit: Fit, recorder: _Recorder) -> TrainResult:

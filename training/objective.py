@@ -62,14 +62,14 @@ def losses(prediction: Prediction, sample: Sample, config: LossConfig) -> Losses
     # Labels are chosen before the penalty: a NaN that is masked after it would still poison the gradient.
     has_energy, has_forces, has_stress = _known_energy(sample), _known_forces(sample), _has_stress(sample)
     per_atom = ((prediction.energy - sample.energy) / n_atoms)[has_energy]
-    energy = _mean(_penalty(per_atom[:, None], config.energy_form, delta))
-    of_atoms = _penalty((prediction.forces - sample.forces)[has_forces], config.forces_form, delta)  # (N',)
+    energy = _mean(penalty(per_atom[:, None], config.energy_form, delta))
+    of_atoms = penalty((prediction.forces - sample.forces)[has_forces], config.forces_form, delta)  # (N',)
     if sample.weights is not None:
         of_atoms = of_atoms * sample.weights[has_forces]
     owner, labelled = sample.graph.batch[has_forces], _labelled_atoms(sample)
     of_structures = scatter_sum(of_atoms, owner, len(n_atoms)) / labelled.clamp(min=1.0)
     forces = _mean(of_structures[labelled > 0])
-    stress = _mean(_penalty((prediction.stress - sample.stress)[has_stress].reshape(-1, 9), config.stress_form, delta))
+    stress = _mean(penalty((prediction.stress - sample.stress)[has_stress].reshape(-1, 9), config.stress_form, delta))
     total = config.energy * energy + config.forces * forces + config.stress * stress
     return Losses(total, energy, forces, stress)
 
@@ -97,8 +97,8 @@ def _labelled_atoms(sample: Sample) -> Tensor:
     return scatter_sum(_known_forces(sample).to(torch.float64), sample.graph.batch, len(sample.energy))
 
 
-def _penalty(error: Tensor, form: Form, delta: float) -> Tensor:
-    """(K, D) errors → (K,)."""
+def penalty(error: Tensor, form: Form, delta: float) -> Tensor:
+    """(K, D) errors → (K,); see :class:`LossConfig`."""
     if form == "l2":
         # The length has no derivative at zero; the tiny offset gives it one.
         return (error.square().sum(dim=1) + 1e-18).sqrt()

@@ -21,54 +21,9 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
 from triforces_deploy.graph import Graph, count_elements
 from triforces_deploy.neighbour_cap import capped
+from triforces_deploy.property_config import PropertyConfig
+from triforces_deploy.training.packed_index import FORMAT, INDEX, LAYOUT, Arrays, Index
 from triforces_deploy.training.structures import Frame, Sample
-
-FORMAT = 1
-INDEX = "index.json"
-
-OF_ATOMS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "numbers": ("u1", ()),
-    "positions": ("f8", (3,)),
-    "forces": ("f8", (3,)),
-    "degree": ("i4", ()),
-}
-"""Type and shape per atom; ``degree`` counts the edges of which it is the centre. Labels that are not known are NaN."""
-
-OF_EDGES: dict[str, tuple[str, tuple[int, ...]]] = {"neighbour": ("i4", ()), "shift": ("i1", (3,))}
-"""Sorted by centre. The neighbour is counted from the structure's first atom; the shift is in cell vectors."""
-
-OF_STRUCTURES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "n_atoms": ("i4", ()),
-    "n_edges": ("i8", ()),
-    "cell": ("f8", (3, 3)),
-    "pbc": ("?", (3,)),
-    "energy": ("f8", ()),
-    "stress": ("f8", (3, 3)),
-    "trajectory": ("i4", ()),
-    "file": ("i4", ()),
-    "row": ("i8", ()),
-}
-"""``trajectory`` and ``file`` count in the lists of the index; ``row`` is the structure's place in its file."""
-
-LAYOUT = OF_ATOMS | OF_EDGES | OF_STRUCTURES
-"""Every array but the targets, which are ``target.NAME``: one float64 per structure."""
-
-Arrays = dict[str, NDArray[Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Index:
-    """What ``index.json`` says."""
-
-    cutoff: float
-    """Å, of the neighbour lists."""
-    elements: tuple[str, ...]
-    """That occur."""
-    files: tuple[str, ...]
-    trajectories: tuple[str, ...]
-    undeclared: tuple[int, ...]
-    """Those of them that no file names, which are file name and formula."""
-    targets: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +39,8 @@ class Packed(Sequence[Sample]):
     cutoff: float
     """Å, that the graphs are made with; not above that of the lists."""
     max_neighbours: int | None = None
+    properties: tuple[PropertyConfig, ...] = ()
+    """Targets that samples carry; NaN where there is none of the name."""
 
     def __len__(self) -> int:
         return len(self.first_atom) - 1
@@ -124,7 +81,16 @@ class Packed(Sequence[Sample]):
             energy=torch.from_numpy(self.arrays["energy"][at]),
             forces=torch.from_numpy(self._gather("forces", of_atoms)),
             stress=torch.from_numpy(self.arrays["stress"][at]),
+            targets={p.name: torch.from_numpy(self._target(p, at, of_atoms)) for p in self.properties},
         )
+
+    def _target(self, wanted: PropertyConfig, at: NDArray[np.int64], of_atoms: list[slice]) -> NDArray[np.float64]:
+        if wanted.name not in self.about.targets:
+            rows = len(at) if wanted.of == "structure" else sum(s.stop - s.start for s in of_atoms)
+            return np.full((rows, wanted.components()), np.nan)
+        name = f"target.{wanted.name}"
+        found: NDArray[np.float64] = self.arrays[name][at] if wanted.of == "structure" else self._gather(name, of_atoms)
+        return found
 
     def atoms(self, k: int) -> Atoms:
         """One structure without its labels."""
@@ -133,7 +99,7 @@ class Packed(Sequence[Sample]):
         return Atoms(arrays["numbers"][own], np.array(arrays["positions"][own]), cell=arrays["cell"][k], pbc=arrays["pbc"][k])
 
     def target(self, name: str) -> NDArray[np.float64]:
-        """(S,) of another property of the whole structures; UserError where there is none of that name."""
+        """(S, K) or, of the atoms, (A, K) of another property with K components; UserError where there is none of that name."""
         if name not in self.about.targets:
             raise UserError(f"the data have no target '{name}'; they have {', '.join(self.about.targets) or 'none'}")
         return self.arrays[f"target.{name}"]
@@ -166,6 +132,14 @@ class Packed(Sequence[Sample]):
                 f"convert the data again with --cutoff {cutoff:g}"
             )
         return dataclasses.replace(self, cutoff=cutoff, max_neighbours=max_neighbours)
+
+    def with_properties(self, properties: Sequence[PropertyConfig], name: str) -> Packed:
+        """The same structures with some of their targets; UserError where one has another shape than the property."""
+        for wanted in properties:
+            misfit = self.about.misfit(wanted)
+            if misfit:
+                raise UserError(f"{name}: '{wanted.name}' {misfit}; set kind and of in model.properties")
+        return dataclasses.replace(self, properties=tuple(properties))
 
     def _edges(
         self, chosen: Sequence[int] | NDArray[np.int64], of_atoms: list[slice], cell: NDArray[np.float64], n_edges: int
@@ -211,6 +185,8 @@ def open_packed(path: Path) -> Packed:
     existing(path, "the index of packed structures, which `tfdeploy data convert` makes")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] == 1:  # which had numbers of structures only
+            content |= {"format": 2, "components": [1] * len(content["targets"]), "of_atoms": []}
         if content["format"] != FORMAT:
             raise UserError(f"{path} is of format {content['format']}, this version reads {FORMAT}; convert the data again")
         lists = {f.name: tuple(content[f.name]) for f in dataclasses.fields(Index) if f.name != "cutoff"}
@@ -219,8 +195,8 @@ def open_packed(path: Path) -> Packed:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no index of packed structures; expected what `tfdeploy data convert` makes") from error
     arrays = {}
-    for name, (kind, shape) in (LAYOUT | {f"target.{t}": ("f8", ()) for t in index.targets}).items():
-        of = "atoms" if name in OF_ATOMS else "edges" if name in OF_EDGES else "structures"
+    for name, (kind, shape) in (LAYOUT | index.target_layout()).items():
+        of = index.rows_of(name)
         arrays[name] = _mapped(path.with_name(f"{name}.bin"), np.dtype(kind), (counts[of], *shape))
     return assembled(index, arrays)
 

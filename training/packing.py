@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,8 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from triforces_deploy.neighbours import OVERLAP, check_geometry, check_overlap, image_pairs
-from triforces_deploy.training.packed import FORMAT, INDEX, LAYOUT, Index, Packed, assembled
+from triforces_deploy.training.packed import Packed, assembled
+from triforces_deploy.training.packed_index import FORMAT, INDEX, LAYOUT, Index
 from triforces_deploy.training.sources.base import Record
 
 _FURTHEST = np.iinfo(np.int8).max
@@ -51,7 +53,7 @@ class Packer:
         self._files: dict[str, int] = {}
         self._trajectories: dict[str, int] = {}
         self._undeclared: set[int] = set()
-        self._targets: dict[str, list[tuple[int, float]]] = {}
+        self._targets: dict[str, _Target] = {}
 
     def __enter__(self) -> Packer:
         if self.folder is not None:
@@ -75,8 +77,8 @@ class Packer:
         if trajectory is None:
             self._undeclared.add(number)
         self._elements[atoms.numbers] = True
-        for target, number_of in record.targets.items():
-            self._targets.setdefault(target, []).append((self.counts["structures"], number_of))
+        for target, value, of in _targets_of(record):
+            self._add_target(target, value, of)
         row_of: dict[str, object] = {
             "numbers": atoms.numbers, "positions": atoms.positions, "forces": labels.forces,
             "degree": np.bincount(i, minlength=len(atoms)), "neighbour": j, "shift": shift,
@@ -84,9 +86,37 @@ class Packer:
             "energy": [labels.energy], "stress": labels.stress[None], "trajectory": [number],
             "file": [self._files.setdefault(str(file), len(self._files))], "row": [row],
         }  # fmt: skip
-        for key, value in row_of.items():
-            self._append(key, np.ascontiguousarray(value, LAYOUT[key][0]))
+        for key, array in row_of.items():
+            self._append(key, np.ascontiguousarray(array, LAYOUT[key][0]))
         self.counts = {key: self.counts[key] + n for key, n in (("structures", 1), ("atoms", len(atoms)), ("edges", len(i)))}
+
+    def misfit(self, record: Record) -> str:
+        """What keeps a record from being added: a target that earlier structures have in another shape. '' for nothing."""
+        for name, value, of in _targets_of(record):
+            known = self._targets.get(name)
+            if known is not None and (known.of, known.components) != (of, value.shape[1]):
+                return f"'{name}' has {value.shape[1]} numbers per {of[:-1]}, earlier {known.components} per {known.of[:-1]}"
+        return ""
+
+    def _add_target(self, name: str, value: NDArray[np.float64], of: str) -> None:
+        """Append what a structure has of it, below NaN for the structures since the last that had it."""
+        if name not in self._targets:
+            self._targets[name] = _Target(of, value.shape[1])
+            self._open(f"target.{name}")
+        target = self._targets[name]
+        self._append(f"target.{name}", np.concatenate([target.missing(self.counts[of]), value]))
+        target.rows = self.counts[of] + len(value)
+
+    def _open(self, name: str) -> None:
+        self._parts[name], self._digests[name] = [], hashlib.sha256()
+        if self.folder is not None:
+            self._streams[name] = (self.folder / f"{name}.bin").open("wb")
+
+    def _fill_targets(self) -> None:
+        """NaN for the last structures, where they lack a target."""
+        for name, target in self._targets.items():
+            self._append(f"target.{name}", target.missing(self.counts[target.of]))
+            target.rows = self.counts[target.of]
 
     @property
     def n_trajectories(self) -> int:
@@ -95,17 +125,18 @@ class Packer:
 
     def packed(self) -> Packed:
         """What was added, in memory."""
-        arrays = {
-            name: np.concatenate([np.zeros((0, *shape), kind), *self._parts[name]]) for name, (kind, shape) in LAYOUT.items()
-        }
-        return assembled(self._index(), arrays | self._target_arrays())
+        self._fill_targets()
+        index = self._index()
+        layout = LAYOUT | index.target_layout()
+        return assembled(
+            index,
+            {name: np.concatenate([np.zeros((0, *shape), kind), *self._parts[name]]) for name, (kind, shape) in layout.items()},
+        )
 
     def write_index(self, about: dict[str, Any]) -> None:
         """Finish the folder; ``about`` goes into the index as it is."""
         assert self.folder is not None
-        for name, array in self._target_arrays().items():
-            (self.folder / f"{name}.bin").write_bytes(array.tobytes())
-            self._digests[name] = hashlib.sha256(array.tobytes())
+        self._fill_targets()
         for stream in self._streams.values():
             stream.flush()
         content = {
@@ -128,17 +159,33 @@ class Packer:
             files=tuple(self._files),
             trajectories=tuple(self._trajectories),
             undeclared=tuple(sorted(self._undeclared)),
-            targets=tuple(sorted(self._targets)),
+            targets=(names := tuple(sorted(self._targets))),
+            components=tuple(self._targets[name].components for name in names),
+            of_atoms=tuple(name for name in names if self._targets[name].of == "atoms"),
         )
 
-    def _target_arrays(self) -> dict[str, NDArray[np.float64]]:
-        arrays = {}
-        for name in sorted(self._targets):
-            array = np.full(self.counts["structures"], np.nan)
-            where, values = zip(*self._targets[name], strict=True)
-            array[list(where)] = values
-            arrays[f"target.{name}"] = array
-        return arrays
+
+@dataclasses.dataclass
+class _Target:
+    """What has been written of a property."""
+
+    of: str
+    """'atoms' or 'structures'."""
+    components: int
+    rows: int = 0
+
+    def missing(self, until: int) -> NDArray[np.float64]:
+        """NaN for the rows that lack it."""
+        return np.full((until - self.rows, self.components), np.nan)
+
+
+def _targets_of(record: Record) -> Iterator[tuple[str, NDArray[np.float64], str]]:
+    """Name, (rows, components) and what the rows are."""
+    for name, value in record.targets.items():
+        yield name, np.asarray(value, np.float64).reshape(1, -1), "structures"
+    for name in record.atom_targets.keys() - record.targets.keys():
+        values = record.atom_targets[name]
+        yield name, np.asarray(values, np.float64).reshape(len(record.atoms), -1), "atoms"
 
 
 def _edges(atoms: Atoms, cutoff: float, nearest: float) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:

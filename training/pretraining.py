@@ -21,11 +21,12 @@ from triforces_deploy.files import existing, sha256_of
 from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.training.batches import Order, cut
-from triforces_deploy.training.data import Unit, split_by_trajectory
+from triforces_deploy.training.data import Unit
 from triforces_deploy.training.objectives.base import Views
 from triforces_deploy.training.objectives.learner import Learner, counts
 from triforces_deploy.training.recipe import Recipe
 from triforces_deploy.training.sources.table import read_records
+from triforces_deploy.training.splitting import split_by_trajectory
 from triforces_deploy.training.task import Task
 from triforces_deploy.training.transfer import take_over
 from triforces_deploy.training.views import two_views
@@ -54,6 +55,8 @@ class Pretraining(Task[Views]):
         self.started_from: dict[str, Any] = {}
         self.weights = {f"loss_{name}": term.weight for name, term in self.objective.terms().items()}
         self.validation_columns = tuple(f"val_{name}" for name in self.objective.terms())
+        if plan.init.replay is not None:
+            raise UserError("init.replay is for fits to labels; to pretrain on several data sets name them all in data.files")
         config = plan.data
         paths, own = [Path(f) for f in config.files], [Path(f) for f in config.validation_files]
         if not paths:
@@ -139,7 +142,7 @@ def _read(paths: Sequence[Path], plan: Recipe) -> list[Entry]:
     found: list[Entry] = []
     for path in paths:
         before = len(found)
-        for k, (atoms, trajectory, _) in read_records(existing(path, "structures, labelled or not")):
+        for k, (atoms, trajectory, *_) in read_records(existing(path, "structures, labelled or not")):
             unknown = sorted(set(atoms.get_chemical_symbols()) - set(plan.model.elements))
             if len(atoms) == 0:
                 raise UserError(f"{path}@{k} has no atoms; remove the frame")

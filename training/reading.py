@@ -12,14 +12,20 @@ from numpy.typing import NDArray
 
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
-from triforces_deploy.training.packed import INDEX, Packed, index_file, open_packed
+from triforces_deploy.property_config import PropertyConfig
+from triforces_deploy.training.packed import Packed, index_file, open_packed
+from triforces_deploy.training.packed_index import INDEX
 from triforces_deploy.training.packing import Labels, Packer
 from triforces_deploy.training.sources.table import read_records
 from triforces_deploy.training.structures import Frame
 
 
 def read_packed(
-    paths: Sequence[Path], elements: Sequence[str], cutoff: float, max_neighbours: int | None = None
+    paths: Sequence[Path],
+    elements: Sequence[str],
+    cutoff: float,
+    max_neighbours: int | None = None,
+    properties: Sequence[PropertyConfig] = (),
 ) -> list[Packed]:
     """The structures of some files, each file for itself.
 
@@ -31,30 +37,44 @@ def read_packed(
         elements: symbols that the model knows.
         cutoff: Å.
         max_neighbours: what the model sees of the neighbours; see neighbour_cap.py.
+        properties: what the samples carry besides; then no energy and no forces are asked for.
 
     Raises:
-        UserError: a file that is missing, empty or unreadable; a structure without energy or forces, with labels that are
+        UserError: a file that is missing, empty or unreadable; a property that no file has, or that has another shape;
+            a structure without energy or forces, with labels that are
             not finite, with an element outside the model, with overlapping atoms or an impossible cell. Names the frame.
     """
     found = []
     for path in map(index_file, paths):
-        here = open_packed(path) if path.name == INDEX else _read(path, elements, cutoff)
-        found.append(here.seen_by(elements, cutoff, max_neighbours, str(path)))
+        here = open_packed(path) if path.name == INDEX else _read(path, elements, cutoff, not properties)
+        found.append(here.seen_by(elements, cutoff, max_neighbours, str(path)).with_properties(properties, str(path)))
+    known = sorted({name for packed in found for name in packed.about.targets})
+    for wanted in properties:
+        if found and wanted.name not in known:
+            listed = ", ".join(known) or "none"
+            raise UserError(f"no file has the property '{wanted.name}' of model.properties; they have: {listed}")
     return found
 
 
 def read_frames(
-    paths: Sequence[Path], elements: Sequence[str], cutoff: float, max_neighbours: int | None = None
+    paths: Sequence[Path],
+    elements: Sequence[str],
+    cutoff: float,
+    max_neighbours: int | None = None,
+    properties: Sequence[PropertyConfig] = (),
 ) -> list[Frame]:
     """The same as a list of frames, all of them in memory."""
-    return [packed.frame(k) for packed in read_packed(paths, elements, cutoff, max_neighbours) for k in range(len(packed))]
+    packs = read_packed(paths, elements, cutoff, max_neighbours, properties)
+    return [packed.frame(k) for packed in packs for k in range(len(packed))]
 
 
-def _read(path: Path, elements: Sequence[str], cutoff: float) -> Packed:
+def _read(path: Path, elements: Sequence[str], cutoff: float, needs_labels: bool) -> Packed:
     packer = Packer(cutoff)
     for k, record in read_records(existing(path, "labelled structures (extxyz, an ASE database, or packed)")):
         name = f"{path}@{k}"
-        _check(record.atoms, elements, name)
+        _check(record.atoms, elements, name, needs_labels)
+        if packer.misfit(record):
+            raise UserError(f"{name}: {packer.misfit(record)}; mend or remove the frame")
         labels = labels_of(record.atoms, name)
         try:
             packer.add(record, labels, path, k)
@@ -97,7 +117,7 @@ def not_finite(atoms: Atoms) -> list[str]:
     return [key for key in keys if key in results and not np.isfinite(np.asarray(results[key], float)).all()]
 
 
-def _check(atoms: Atoms, elements: Sequence[str], name: str) -> None:
+def _check(atoms: Atoms, elements: Sequence[str], name: str, needs_labels: bool) -> None:
     """Refuse what cannot be trained on."""
     if len(atoms) == 0:
         raise UserError(f"{name} has no atoms; remove the frame")
@@ -108,7 +128,7 @@ def _check(atoms: Atoms, elements: Sequence[str], name: str) -> None:
             "add the element there or remove the frame"
         )
     results = {} if atoms.calc is None else atoms.calc.results
-    for key in ("energy", "forces"):
+    for key in ("energy", "forces") if needs_labels else ():
         if key not in results:
             here = ", ".join(str(k) for k in (*atoms.info, *atoms.arrays) if k not in ("numbers", "positions")) or "nothing"
             raise UserError(f"{name} has no {key}; expected the label '{key}' (the frame holds: {here}); label it or remove it")

@@ -38,6 +38,11 @@ class LossConfig:
     stress_form: Form = "mae"
     huber_delta: float = 0.01
     """Where 'huber' turns from square to linear, in the units of the quantity."""
+    properties: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Weights of ``model.properties`` by name, 1 where not given. There is no other loss then: Σ_p w_p ℓ(Δ_p / s_p), with
+    s_p the spread of the training labels, of 'sum' both per atom; every labelled structure or atom counts the same."""
+    properties_form: Form = "mae"
+    """Of ℓ; what ``huber_delta`` is then counted in is s_p."""
     importance: ImportanceConfig | None = None
     """Let forces near foreign atoms count more, in training alone; see importance.py."""
 
@@ -108,7 +113,7 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = True) -> Recipe:
-    """Read a recipe file, or one of the package by its bare name (minimal, demo, paper, pretrain, finetune).
+    """Read a recipe file, or one of the package by its bare name (minimal, demo, paper, pretrain, finetune, properties).
 
     Args:
         path: the YAML file or the name. With the key ``base`` it is put on top of the recipe that this names, key by key in
@@ -163,6 +168,14 @@ def _check(recipe: Recipe, where: str) -> None:
     recipe.init.check(f"{where}.init")
     if w.importance is not None:
         w.importance.check(f"{where}.loss.importance")
+    names = [p.name for p in recipe.model.properties]
+    if names and recipe.objective is not None:
+        raise UserError(f"{where}.model.properties: pretraining fits none; leave them out, and start from what it gives")
+    for name, value in w.properties.items():
+        if name not in names:
+            raise UserError(f"{where}.loss.properties: '{name}' is none of model.properties ({', '.join(names) or 'none'})")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise UserError(f"{where}.loss.properties.{name}: expected a number above 0, got {value!r}")
     positive = {
         "optimiser.lr": o.lr, "optimiser.clip": o.clip, "trainer.steps": t.steps, "trainer.batch_size": t.batch_size,
         "trainer.validate_every": t.validate_every, "trainer.log_every": t.log_every, "trainer.save_every": t.save_every,

@@ -142,7 +142,9 @@ def _identity(task: Task[Any]) -> str:
         del content["trainer"][key]
     for key in ("files", "validation_files"):  # may have moved; their content counts
         del content["data"][key]
-    content["content of the data files"] = [list(task.files.values()), task.split()]
+    if content["init"]["replay"] is not None:
+        del content["init"]["replay"]["files"]
+    content["content of the data files"] = [[*task.files.values(), *task.replayed.values()], task.split()]
     return json.dumps(content, sort_keys=True)  # the order of keys in a recipe means nothing
 
 

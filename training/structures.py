@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,8 @@ class Sample(NamedTuple):
     """(G, 3, 3) float64, eV/Å³, ASE's sign."""
     weights: Tensor | None = None
     """(N,) float64. How much the force of each atom counts in training; alike where it is not given."""
+    targets: Mapping[str, Tensor] = {}
+    """Other properties by name, (G, K) or (N, K) float64 with K = 1, 3 or 9 components."""
 
 
 class Frame(NamedTuple):
@@ -44,4 +46,5 @@ def join(samples: Sequence[Sample]) -> Sample:
         energy=torch.cat([s.energy for s in samples]),
         forces=torch.cat([s.forces for s in samples]),
         stress=torch.cat([s.stress for s in samples]),
+        targets={name: torch.cat([s.targets[name] for s in samples]) for name in samples[0].targets},
     )

@@ -10,23 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from triforces_deploy.config import as_dict
-from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
-from triforces_deploy.training.batches import Stream, cut
-from triforces_deploy.training.data import MOST, elements_seen, fit_references, fit_scale, less_repulsion, load
+from triforces_deploy.training.data import MOST, Part, fit_references, fit_scale, less_repulsion
 from triforces_deploy.training.importance import importance
+from triforces_deploy.training.labelled import Labelled
 from triforces_deploy.training.objective import Metrics, Tally, known, losses, predict
 from triforces_deploy.training.recipe import Recipe
 from triforces_deploy.training.structures import Sample
-from triforces_deploy.training.task import Task
-from triforces_deploy.training.transfer import adjust_references, take_over
+from triforces_deploy.training.transfer import adjust_references, zero_of
 
 MOST_EVALUATED = 1024
 """Structures from which references are adjusted to a head that was taken over."""
 
 
-class Supervised(Task[Sample]):
+class Supervised(Labelled):
     """Fits energies, forces and stresses; what is trained is the model itself.
 
     Raises:
@@ -39,73 +36,39 @@ class Supervised(Task[Sample]):
     """In meV/atom, meV/Å, meV/Å³."""
 
     def __init__(self, plan: Recipe) -> None:
-        self.plan = plan
+        super().__init__(plan)
         # Parts in eV/atom, eV/Å, eV/Å³ (squared for 'mse').
         self.weights = {"loss_energy": plan.loss.energy, "loss_forces": plan.loss.forces, "loss_stress": plan.loss.stress}
-        self.data = load(plan.data, plan.model)
-        self.files = self.data.files
-        if not self.data.train or not self.data.validation:
-            raise UserError(
-                "no structures to train on or none to validate on; set data.validation above 0 or name validation_files"
-            )
-        self.started_from: dict[str, Any] = {}
-        trainer = plan.trainer
-        self.stream = Stream(self.data.train, trainer.batch_size, trainer.batch_by, plan.seed, plan.data.rotate)
 
-    def split(self) -> dict[str, Any]:
-        return as_dict(self.data.split)
-
-    def provenance(self) -> dict[str, Any]:
-        data = self.data
-        return {
-            **self.started_from,
-            "elements": elements_seen(data.train),
-            "shortest_distances": data.shortest,
-            "frames": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
-        }
-
-    def greeting(self) -> list[str]:
-        data = self.data
-        held_out = f"{len(data.validation)} to validate, {len(data.test)} held out by trajectory"
-        lines = [f"{len(data.train)} structures to train on, {held_out}"]
-        if data.undeclared:
-            lines.append(
-                f"note: {data.undeclared} structures name no trajectory; those of one file and formula were kept together"
-            )
-        return lines
-
-    def new_learner(self) -> Model:
-        plan = self.plan
-        with torch.random.fork_rng():
-            torch.manual_seed(plan.seed)
-            model = Model(plan.model)
-        model.set_network_dtype(torch.float64 if plan.trainer.precision == "float64" else torch.float32)
-        self.started_from = take_over(model, plan.init)
-        if "heads" in plan.init.taken():
+    def fit_to_labels(self, model: Model) -> None:
+        if "heads" in self.plan.init.taken():
             adjust_references(model, self.data.train.chunks(MOST_EVALUATED))
-            return model
-        model.references.copy_(fit_references(self._network_labels()))
-        model.scale.copy_(fit_scale(self._network_labels()))
-        return model
+        else:
+            model.references.copy_(fit_references(self._network_labels(self.data.train)))
+            model.scale.copy_(fit_scale(self._network_labels(self.data.train)))
+        if self.old is not None:
+            self.stream.shift = self._shift(model, self.old)
 
-    def _network_labels(self) -> Iterator[Sample]:
-        samples = self.data.train.chunks(MOST)
+    def _network_labels(self, part: Part) -> Iterator[Sample]:
+        samples = part.chunks(MOST)
         return less_repulsion(samples) if self.plan.model.zbl else samples
 
-    def model_of(self, learner: nn.Module) -> Model:
-        assert isinstance(learner, Model)
-        return learner
+    def _shift(self, model: Model, old: Part) -> Tensor:
+        """What brings the energies of old structures to the zero of the new ones: a head that was taken over knows both."""
+        if "heads" in self.plan.init.taken():
+            return -zero_of(model, old.chunks(MOST_EVALUATED))
+        return model.references - fit_references(self._network_labels(old))
 
     def batches(self, steps: range, rank: int = 0, ranks: int = 1) -> Iterator[Sample]:
-        found = self.stream.batches(steps, rank, ranks)
+        found = super().batches(steps, rank, ranks)
         return found if self.plan.loss.importance is None else self._weighted(found, steps, rank, ranks)
 
     def _weighted(self, found: Iterator[Sample], steps: range, rank: int, ranks: int) -> Iterator[Sample]:
         """The batches with the importance of their atoms."""
-        config, train = self.plan.loss.importance, self.data.train
+        config, train = self.plan.loss.importance, self.stream.part
         assert config is not None
         for step, sample in zip(steps, found, strict=True):
-            members = train.members[self.stream.order.batch(step)[rank::ranks]].tolist()
+            members = train.members[self.stream.chosen(step)[rank::ranks]].tolist()
             weights = [importance(train.packs[pack].atoms(k), config) for pack, k in members]
             yield sample._replace(weights=torch.from_numpy(np.concatenate(weights)))
 
@@ -115,10 +78,6 @@ class Supervised(Task[Sample]):
 
     def counts(self, batch: Sample) -> dict[str, float]:
         return dict(zip(self.weights, known(batch), strict=True))
-
-    def validation(self) -> Iterator[Sample]:
-        trainer, found = self.plan.trainer, self.data.validation
-        return (found.batch(chosen) for chosen in cut(found.sizes(trainer.batch_by), trainer.batch_size))
 
     def judge(self) -> _Judge:
         return _Judge(self.plan)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -49,7 +50,9 @@ class Task(ABC, Generic[Batch]):
 
     plan: Recipe
     files: dict[str, str]
-    """Path → sha256 of everything that was read."""
+    """Path → sha256 of everything that was read and split."""
+    replayed: Mapping[str, str] = MappingProxyType({})
+    """The same of what is mixed into the batches against forgetting."""
     weights: dict[str, float]
     """Weight of each part of the loss, by its column in the log: L = Σ_k w_k L_k."""
     validation_columns: tuple[str, ...]

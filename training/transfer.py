@@ -44,6 +44,16 @@ STRATEGIES: dict[str, tuple[tuple[PartName, ...], tuple[PartName, ...]]] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class ReplayConfig:
+    """Old structures in every batch, so that a model does not forget them while it learns new ones."""
+
+    files: tuple[str, ...] = ()
+    """As ``data.files``; all of their structures are trained on, none is held out."""
+    share: float = 0.2
+    """Of each batch, in ``trainer.batch_by``; at least one structure."""
+
+
+@dataclasses.dataclass(frozen=True)
 class InitConfig:
     """Where weights come from, if not from chance alone; see :mod:`triforces_deploy.training.transfer`."""
 
@@ -60,6 +70,8 @@ class InitConfig:
     """Part → factor of the learning rate."""
     layer_decay: float = 1.0
     """Factor of the learning rate for each layer of the backbone further from the head; its embeddings are the last."""
+    replay: ReplayConfig | None = None
+    """Structures of another data set, such as what the checkpoint was trained on, mixed into the batches."""
 
     def taken(self) -> tuple[PartName, ...]:
         """The parts that come from the checkpoint."""
@@ -84,6 +96,8 @@ class InitConfig:
             raise UserError(f"{where}.layer_decay: expected a number above 0 and up to 1, got {self.layer_decay}")
         if set(self.still()) == set(PARTS):
             raise UserError(f"{where}.frozen: all parts stand still; leave one out")
+        if self.replay is not None and not (self.replay.files and 0 < self.replay.share < 1):
+            raise UserError(f"{where}.replay: expected files, and a share of each batch between 0 and 1, such as 0.2")
 
 
 def part_of(name: str) -> PartName:
@@ -132,8 +146,8 @@ def _refuse_misfits(model: Model, found: Model, taken: tuple[PartName, ...], pat
     for name, tensor in model.state_dict().items():
         if part_of(name) in taken and name != "spread" and shapes.get(name) != tensor.shape:
             raise UserError(
-                f"init: '{name}' does not fit between the recipe's model and {path}; make model.elements and "
-                f"model.head_hidden equal, or leave '{part_of(name)}' out of init.parts"
+                f"init: '{name}' does not fit between the recipe's model and {path}; make model.elements, "
+                f"model.head_hidden and model.properties equal, or leave '{part_of(name)}' out of init.parts"
             )
 
 
@@ -174,9 +188,14 @@ def _layer(name: str) -> int:
     return int(match.group(1)) if match else -1
 
 
-@torch.no_grad()
 def adjust_references(model: Model, samples: Iterable[Sample]) -> None:
-    """Move the references of the elements so that a model with a head of its own fits the energies of new labels best.
+    """Move the references of the elements so that a model with a head of its own fits the energies of new labels best."""
+    model.references += zero_of(model, samples)
+
+
+@torch.no_grad()
+def zero_of(model: Model, samples: Iterable[Sample]) -> Tensor:
+    """How far labels lie above a model, (119,) float64, eV for an atom of each element.
 
     Two sets of labels differ by their zeros of energy, which no network need learn: least squares of what is left of the
     energy per atom on the fractions of the elements, the smallest change where these do not tell them apart.
@@ -189,6 +208,7 @@ def adjust_references(model: Model, samples: Iterable[Sample]) -> None:
         error = sample.energy - derivatives.energy(model(graph), graph)
         fractions.append((graph.composition / n_atoms[:, None])[known])
         left.append((error / n_atoms)[known])
-    if fractions and len(torch.cat(left)):
-        solution = torch.linalg.lstsq(torch.cat(fractions), torch.cat(left)[:, None], rcond=1e-10, driver="gelsd").solution
-        model.references += solution[:, 0]
+    if not fractions or len(torch.cat(left)) == 0:
+        return torch.zeros_like(model.references)
+    found: Tensor = torch.linalg.lstsq(torch.cat(fractions), torch.cat(left)[:, None], rcond=1e-10, driver="gelsd").solution
+    return found[:, 0]

@@ -29,9 +29,9 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.graph import Graph, collate
 from triforces_deploy.model import Model
 from triforces_deploy.nn.scatter import scatter_sum
-from triforces_deploy.training.data import split_by_trajectory
 from triforces_deploy.training.evaluate import chosen, training_files
 from triforces_deploy.training.reading import read_frames
+from triforces_deploy.training.splitting import split_by_trajectory
 from triforces_deploy.training.structures import Frame, Sample
 
 FEWEST = 4

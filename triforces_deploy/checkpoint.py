@@ -78,6 +78,9 @@ def load_fitted(path: Path) -> tuple[Model, dict[str, Any]]:
     model, provenance = load(path)
     if "pretrained" in provenance:
         raise UserError(f"{path} is pretrained without labels, its energies mean nothing; run `tfdeploy train finetune`")
+    if model.properties is not None:
+        names = ", ".join(p.name for p in model.config.properties)
+        raise UserError(f"{path} is fitted to properties ({names}), its energies mean nothing; train one on energies")
     return model, provenance
 
 

@@ -126,7 +126,17 @@ def evaluate(
     from triforces_deploy.tables import record
     from triforces_deploy.training.evaluate import evaluate as measure
     from triforces_deploy.training.evaluate import metrics_table
+    from triforces_deploy.training.evaluate_properties import evaluate_properties, fits_properties, properties_table
 
+    if fits_properties(checkpoint):
+        found = evaluate_properties(checkpoint, structures, out)
+        errors = {"model": found.model}
+        if baseline is not None:
+            errors["baseline"] = evaluate_properties(baseline, structures).model
+        errors["mean of training"] = found.mean
+        title = f"{checkpoint}, {found.part} structures"
+        _print([properties_table(errors, title)], {name: record(metrics) for name, metrics in errors.items()}, as_json)
+        return
     ours = measure(checkpoint, structures, out)
     rows = {"model": ours.model}
     if baseline is not None:

@@ -14,6 +14,7 @@ from ase.data import atomic_numbers
 
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
+from triforces_deploy.property_config import PropertyConfig
 
 T = TypeVar("T")
 
@@ -101,6 +102,9 @@ class ModelConfig:
     """Fade the model into that repulsion, one entry for each pair of elements: what ``tfdeploy export --zbl`` makes."""
     uncertainty: bool = False
     """There is a covariance of the last layer: what ``tfdeploy uncertainty`` makes of a trained model."""
+
+    properties: tuple[PropertyConfig, ...] = ()
+    """What to fit in place of energies and forces; a model with properties has no energy that means anything."""
 
     def numbers(self) -> list[int]:
         """Atomic numbers of ``elements``; UserError for an unknown symbol."""

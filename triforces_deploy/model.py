@@ -18,6 +18,7 @@ from triforces_deploy.heads import EnergyHead, count_owned
 from triforces_deploy.nn.zbl import FORMS, ZBL, Overlay
 from triforces_deploy.payloads.base import FORCES, STRESS, UNCERTAINTY
 from triforces_deploy.potential import Facts
+from triforces_deploy.properties import property_heads
 from triforces_deploy.streams.composition import CompositionStream, CompositionTable
 from triforces_deploy.streams.structure import StructureStream
 
@@ -54,6 +55,7 @@ class Model(nn.Module):
         width += self.structure.width if self.structure is not None else 0
         self.head = EnergyHead(width, config.head_hidden, config.readout, config.head_skip)
         self.direct = _build_direct(config, width, self.interaction)
+        self.properties = property_heads(config, width, self.interaction)
         self.zbl = ZBL(FORMS[config.zbl_form], config.zbl_power) if config.zbl else None
         self.overlay = Overlay(config.zbl_overlay, config.cutoff) if config.zbl_overlay else None
         self.register_buffer("references", torch.zeros(N_NUMBERS, dtype=torch.float64))
@@ -92,6 +94,13 @@ class Model(nn.Module):
         """Energies (N,) and what direct heads read off, without any derivative but that of the repulsion."""
         embeddings, harmonics = self._embeddings(graph)
         return self._energies(embeddings, graph), self._direct(embeddings, harmonics, graph)
+
+    def properties_of(self, graph: Graph) -> dict[str, Tensor]:
+        """Each property by name, (G, K) or (N, K) float64 with K components, in the units of the data."""
+        assert self.properties is not None
+        embeddings, harmonics = self._embeddings(graph)
+        found: dict[str, Tensor] = self.properties(list(embeddings.values()), harmonics, graph)
+        return found
 
     def _direct(self, embeddings: dict[str, Tensor], harmonics: Tensor | None, graph: Graph) -> Direct:
         assert self.direct is not None
@@ -172,10 +181,14 @@ class Model(nn.Module):
             self.composition.admit_masked()
 
     def set_network_dtype(self, dtype: torch.dtype) -> None:
-        """Give the network a precision, in place; references, scale and spread stay float64."""
+        """Give the network a precision, in place; all that has units stays float64."""
         references, scale, spread = self.references, self.scale, self.spread
+        properties = self.properties
+        units = None if properties is None else (properties.mean, properties.spread)
         self.to(dtype)
         self.references, self.scale, self.spread = references, scale, spread
+        if properties is not None and units is not None:
+            properties.mean, properties.spread = units
 
     def facts(self) -> Facts:
         """What a host must know; composition is 'live' where there is a composition stream that is no table yet."""

@@ -201,7 +201,7 @@ def test_batches_are_functions_of_the_step(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the batch of step 1 has 4 structures, which 5 processes and pieces cannot share"):
         next(stream.batches(range(1), 0, 5))
     plain = next(Stream(part, 4, "structures", 1, rotate=False).batches(range(1)))
-    chosen = join([part[k] for k in stream.order.batch(0)])
+    chosen = join([part[k] for k in stream.chosen(0)])
     assert torch.equal(plain.forces, chosen.forces)
     assert torch.equal(plain.energy, straight[0].energy)
     assert not torch.allclose(plain.forces, straight[0].forces)

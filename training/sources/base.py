@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from numpy.typing import NDArray
 
 
 class Record(NamedTuple):
@@ -17,8 +19,10 @@ class Record(NamedTuple):
     atoms: Atoms
     trajectory: str | None = None
     """The run that it is a frame of, or the material; None where the file does not say."""
-    targets: Mapping[str, float] = {}
-    """Other properties of the whole structure, in the file's own units."""
+    targets: Mapping[str, float | NDArray[np.float64]] = {}
+    """Other properties of the whole structure, in the file's own units: one number, 3 or 9."""
+    atom_targets: Mapping[str, NDArray[np.float64]] = {}
+    """The same of its atoms, (N,), (N, 3) or (N, 9)."""
 
 
 @dataclasses.dataclass(frozen=True)
