@@ -1,0 +1,123 @@
+"""Table and picture of benchmarks/claims.py: ``python benchmarks/claims_table.py`` reads results/claims.jsonl.
+
+Each figure is a mean over seeds ± its standard error. Differences are taken seed by seed, since the contenders of a seed were
+fitted to the same structures, and in percent of the baseline with matched parameters. Writes results/claims.md and claims.png.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from triforces_deploy.files import replacing
+
+RESULTS = Path(__file__).parent / "results"
+AGAINST = "matched"
+ASKED = -40.0
+"""Percent. The change of the energy error, at the smallest size, that was asked for; the paper has −57 at 20,000 structures."""
+UNITS = ("energy MAE, meV/atom", "force MAE, meV/Å")
+Row = dict[str, Any]
+Group = dict[int, Row]
+"""By seed."""
+
+
+def main() -> None:
+    write_table()
+
+
+def write_table() -> None:
+    """Read the lines and write table and picture."""
+    groups: dict[tuple[str, int, int], dict[str, Group]] = defaultdict(lambda: defaultdict(dict))
+    for row in map(json.loads, (RESULTS / "claims.jsonl").read_text().splitlines()):
+        groups[row["set"], row["steps"], row["size"]][row["contender"]][row["seed"]] = row
+    ordered = {key: groups[key] for key in sorted(groups)}
+    with replacing(RESULTS / "claims.md") as part:
+        part.write_text(table(ordered) + "\n" + "\n".join(verdicts(ordered)) + "\n")
+    picture(ordered)
+
+
+def table(groups: dict[tuple[str, int, int], dict[str, Group]]) -> str:
+    """A row for each contender at each size."""
+    heading = ["set", "structures", "contender", "parameters", "seeds", *UNITS, f"energy against {AGAINST}",
+               f"forces against {AGAINST}", "seconds a fit"]  # fmt: skip
+    out = ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
+    for (name, _, size), contenders in groups.items():
+        for contender, group in contenders.items():
+            rows = list(group.values())
+            cells = [name, str(size), contender, str(rows[0]["parameters"]), str(len(rows))]
+            cells += [mean([r[key] for r in rows], ".1f") for key in ("energy_mae", "forces_mae")]
+            other = contenders.get(AGAINST, {})
+            for key in ("energy_mae", "forces_mae"):
+                cells.append("" if contender == AGAINST else mean(changes(group, other, key), "+.0f", " %"))
+            cells.append(f"{np.median([r['seconds'] for r in rows]):.0f}")
+            out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out) + "\n"
+
+
+def verdicts(groups: dict[tuple[str, int, int], dict[str, Group]]) -> list[str]:
+    """For each set and size whether the claim holds; a change counts where it is twice its standard error."""
+    out = []
+    for (name, steps, size), contenders in groups.items():
+        energy = changes(contenders.get("triforces", {}), contenders.get(AGAINST, {}), "energy_mae")
+        forces = changes(contenders.get("triforces", {}), contenders.get(AGAINST, {}), "forces_mae")
+        if len(energy) < 2:
+            continue
+        reached = "reaches" if np.mean(energy) <= ASKED else "does not reach"
+        worse = "worse" if np.mean(forces) > 2 * error(forces) else "no worse"
+        out.append(
+            f"- {name}, {size} structures, {steps} steps: TriForces changes the energy error by {mean(energy, '+.0f', ' %')}, "
+            f"which {reached} the {ASKED:+.0f} % asked for; forces are {worse} ({mean(forces, '+.0f', ' %')})."
+        )
+    return out
+
+
+def changes(group: Group, other: Group, key: str) -> list[float]:
+    """Percent, of each seed that both have."""
+    return [100 * (group[seed][key] / other[seed][key] - 1) for seed in sorted(group.keys() & other.keys())]
+
+
+def error(values: list[float]) -> float:
+    """Standard error of the mean; infinite of one value."""
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.inf
+
+
+def mean(values: list[float], form: str, unit: str = "") -> str:
+    """With its standard error, where there is one."""
+    if not values:
+        return ""
+    spread = f" ± {error(values):{form.lstrip('+')}}" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{spread}{unit}".replace("-", "−")
+
+
+def picture(groups: dict[tuple[str, int, int], dict[str, Group]]) -> None:
+    """Errors over the size of the sample where there are several sizes, and of every contender at the smallest."""
+    names = sorted({name for name, *_ in groups})
+    figure, axes = plt.subplots(len(names), 2, figsize=(8, 3.6 * len(names)), squeeze=False, layout="constrained")
+    for line, name in zip(axes, names, strict=True):
+        own = {size: contenders for (found, _, size), contenders in groups.items() if found == name}
+        for axis, key, unit in zip(
+            line, ("energy_mae", "forces_mae"), ("energy MAE, meV/atom", "force MAE, meV/Å"), strict=True
+        ):
+            for contender in dict.fromkeys(c for contenders in own.values() for c in contenders):
+                points = {s: [r[key] for r in found[contender].values()] for s, found in own.items() if contender in found}
+                bars = [error(v) if len(v) > 1 else 0.0 for v in points.values()]
+                main = contender in ("baseline", "matched", "streams", "triforces")
+                axis.errorbar(list(points), [float(np.mean(v)) for v in points.values()], bars, marker="o" if main else "x",
+                              capsize=3, label=contender, linewidth=1.5 if main else 0.5)  # fmt: skip
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.set_xlabel(f"structures, {name}")
+            axis.set_ylabel(unit)
+        line[0].legend(fontsize=6)
+    figure.savefig(RESULTS / "claims.png", dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
