@@ -72,7 +72,7 @@ def verdicts(groups: dict[tuple[str, int, int], dict[str, Group]]) -> list[str]:
         worse = "worse" if np.mean(forces) > 2 * error(forces) else "no worse"
         out.append(
             f"- {name}, {size} structures, {steps} steps: TriForces changes the energy error by {mean(energy, '+.0f', ' %')}, "
-            f"which {reached} the {ASKED:+.0f} % asked for; forces are {worse} ({mean(forces, '+.0f', ' %')})."
+            f"which {reached} the {mean([ASKED], '+.0f')} % asked for; forces are {worse} ({mean(forces, '+.0f', ' %')})."
         )
     return out
 
