@@ -45,13 +45,13 @@ def write_table() -> None:
 
 def table(groups: dict[tuple[str, int, int], dict[str, Group]]) -> str:
     """A row for each contender at each size."""
-    heading = ["set", "structures", "contender", "parameters", "seeds", *UNITS, f"energy against {AGAINST}",
+    heading = ["set", "steps", "structures", "contender", "parameters", "seeds", *UNITS, f"energy against {AGAINST}",
                f"forces against {AGAINST}", "seconds a fit"]  # fmt: skip
     out = ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
-    for (name, _, size), contenders in groups.items():
+    for (name, steps, size), contenders in groups.items():
         for contender, group in contenders.items():
             rows = list(group.values())
-            cells = [name, str(size), contender, str(rows[0]["parameters"]), str(len(rows))]
+            cells = [name, str(steps), str(size), contender, str(rows[0]["parameters"]), str(len(rows))]
             cells += [mean([r[key] for r in rows], ".1f") for key in ("energy_mae", "forces_mae")]
             other = contenders.get(AGAINST, {})
             for key in ("energy_mae", "forces_mae"):
@@ -114,20 +114,20 @@ def mean(values: list[float], form: str, unit: str = "") -> str:
 
 def picture(groups: dict[tuple[str, int, int], dict[str, Group]]) -> None:
     """Bars of every contender at the smallest size; where a set has several sizes, lines of the main ones over them."""
-    names = sorted({name for name, *_ in groups})
-    sizes = {name: {size: found for (of, _, size), found in groups.items() if of == name} for name in names}
+    names = sorted({(name, steps) for name, steps, _ in groups})
+    sizes = {name: {size: found for (*of, size), found in groups.items() if tuple(of) == name} for name in names}
     columns = 4 if any(len(own) > 1 for own in sizes.values()) else 2
     figure, axes = plt.subplots(
         len(names), columns, figsize=(4 * columns, 3.4 * len(names)), squeeze=False, layout="constrained"
     )
-    for line, (name, own) in zip(axes, sizes.items(), strict=True):
+    for line, ((name, steps), own) in zip(axes, sizes.items(), strict=True):
         for k, (key, unit) in enumerate(zip(("energy_mae", "forces_mae"), UNITS, strict=True)):
             _bars(line[k], own[min(own)], key)
-            line[k].set_xlabel(f"{unit}; {name}, {min(own)} structures", fontsize=8)
+            line[k].set_xlabel(f"{unit}; {name}, {min(own)} structures, {steps} steps", fontsize=8)
             if columns == 4:
                 _lines(line[2 + k], own, key)
                 line[2 + k].set_ylabel(unit, fontsize=8)
-                line[2 + k].set_xlabel(f"structures; {name}", fontsize=8)
+                line[2 + k].set_xlabel(f"structures; {name}, {steps} steps", fontsize=8)
     figure.savefig(RESULTS / "claims.png", dpi=110)
     plt.close(figure)
 
