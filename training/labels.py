@@ -98,7 +98,9 @@ def label(config: LabelConfig, out: Path, progress: bool = True) -> LabelSummary
         write(part, frames, format="extxyz")
     forces = np.concatenate([a.calc.results["forces"] for a in frames])
     crystals = [h for h in config.hosts if h in defects.HOSTS]
-    left_out = tuple(f"{e} in {h}" for h in crystals for e in config.substitutes if e not in _guests(h, config))
+    left_out = tuple(
+        f"{e} in {h}" for h in crystals for e in config.substitutes if not mixes(config.potential, e, defects.HOSTS[h].elements)
+    )
     rms, failed = float(np.sqrt((forces**2).mean())), config.trajectories * config.frames - len(frames)
     return LabelSummary(out, len(frames), config.trajectories, len(forces), rms, left_out, failed)
 
@@ -124,8 +126,9 @@ def _hosts(config: LabelConfig) -> tuple[str, ...]:
 
 
 def _guests(host: str, config: LabelConfig) -> list[str]:
-    """Substitutes that the potential can label in a host."""
-    return [e for e in config.substitutes if mixes(config.potential, e, defects.HOSTS[host].elements)]
+    """Substitutes that the potential can label in a host; an element is no guest in its own crystal."""
+    own = defects.HOSTS[host].elements
+    return [e for e in config.substitutes if mixes(config.potential, e, own) and tuple(own) != (e,)]
 
 
 def _kinds(host: str, config: LabelConfig) -> list[str]:

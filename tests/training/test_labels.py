@@ -232,3 +232,10 @@ def test_substitutes_go_where_the_potential_knows_them(tmp_path: Path) -> None:
     assert summary.left_out == ("Ge in SiC",)
     elements = {a.info["host"]: set(a.get_chemical_symbols()) for a in read(tmp_path / "x.extxyz", ":")}
     assert elements == {"Si": {"Si", "Ge"}, "SiC": {"Si", "C"}}
+
+
+def test_an_element_is_no_guest_in_its_own_crystal(tmp_path: Path) -> None:
+    config = LabelConfig(hosts=("Ge",), substitutes=("Ge",), trajectories=5, frames=8, every=2, atoms=32)
+    summary = label(config, tmp_path / "x.extxyz", progress=False)
+    assert summary.left_out == ()
+    assert summary.frames == 40
