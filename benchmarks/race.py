@@ -26,7 +26,7 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 RIVALS = {
-    "esen": ("race_esen.py", ("eager", "blocks")),
+    "esen": ("race_esen.py", ("eager", "fast")),
     "mace": ("race_mace.py", ("eager", "torchscript", "compile")),
     "orb": ("race_orb.py", ("eager", "compile")),
 }
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--atoms", type=int, nargs="+", default=[64, 216])
     parser.add_argument("--precision", nargs="+", default=["float64", "float32"])
     parser.add_argument(
-        "--forms", nargs="+", default=["eager", "compile", "blocks", "aoti"], help="of both sides, where they have them"
+        "--forms", nargs="+", default=["eager", "fast", "compile", "blocks", "aoti"], help="of both sides, where they have them"
     )
     parser.add_argument("--folder", type=Path, help="where models and compiled forms are kept for the next race")
     parser.add_argument("--threads", type=int, default=1)

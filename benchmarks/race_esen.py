@@ -32,8 +32,8 @@ CONFIG = {
     },
     "heads": {"energy": {"module": "fairchem.core.models.uma.escn_md.MLP_EFS_Head", "wrap_property": False}},
 }
-MODES = {"eager": "general", "blocks": "umas_fast_pytorch"}
-"""Form → their name of it; 'blocks' joins the matrices of each order, and the radial functions of all layers."""
+MODES = {"eager": "general", "fast": "umas_fast_pytorch"}
+"""Form → their name of it; 'fast' joins the matrices of each order, and the radial functions of all layers."""
 
 
 def make(folder: Path) -> None:
