@@ -8,7 +8,7 @@ import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from triforces_deploy.nn.zbl import ZBL
 from triforces_deploy.training.packed import Packed, index_file
 from triforces_deploy.training.reading import read_packed
 from triforces_deploy.training.splitting import Split, split_by_fold, split_by_trajectory
-from triforces_deploy.training.structures import Sample, join
+from triforces_deploy.training.structures import Sample, Samples, join
 
 Unit = Literal["structures", "atoms", "edges"]
 """What the size of a batch counts."""
@@ -55,7 +55,7 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Part(Sequence[Sample]):
+class Part(Samples):
     """Some of the structures of several packs."""
 
     packs: tuple[Packed, ...]
@@ -64,15 +64,6 @@ class Part(Sequence[Sample]):
 
     def __len__(self) -> int:
         return len(self.members)
-
-    @overload
-    def __getitem__(self, k: int) -> Sample: ...
-    @overload
-    def __getitem__(self, k: slice) -> list[Sample]: ...
-    def __getitem__(self, k: int | slice) -> Sample | list[Sample]:
-        if isinstance(k, slice):
-            return [self[i] for i in range(*k.indices(len(self)))]
-        return self.batch([range(len(self))[k]])
 
     def batch(self, chosen: Sequence[int]) -> Sample:
         """Some structures side by side, in the order asked for."""

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +23,11 @@ from triforces_deploy.graph import Graph, count_elements
 from triforces_deploy.neighbour_cap import capped
 from triforces_deploy.property_config import PropertyConfig
 from triforces_deploy.training.packed_index import FORMAT, INDEX, LAYOUT, Arrays, Index
-from triforces_deploy.training.structures import Frame, Sample
+from triforces_deploy.training.structures import Frame, Sample, Samples
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Packed(Sequence[Sample]):
+class Packed(Samples):
     """S structures. As a sequence it gives one :class:`~triforces_deploy.training.structures.Sample` at a time."""
 
     about: Index
@@ -44,15 +44,6 @@ class Packed(Sequence[Sample]):
 
     def __len__(self) -> int:
         return len(self.first_atom) - 1
-
-    @overload
-    def __getitem__(self, k: int) -> Sample: ...
-    @overload
-    def __getitem__(self, k: slice) -> list[Sample]: ...
-    def __getitem__(self, k: int | slice) -> Sample | list[Sample]:
-        if isinstance(k, slice):
-            return [self[i] for i in range(*k.indices(len(self)))]
-        return self.batch([range(len(self))[k]])
 
     def batch(self, chosen: Sequence[int] | NDArray[np.int64]) -> Sample:
         """Some structures, at least one, side by side in the order asked for, with their graphs and labels."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -25,6 +26,23 @@ class Sample(NamedTuple):
     """(N,) float64. How much the force of each atom counts in training; alike where it is not given."""
     targets: Mapping[str, Tensor] = {}
     """Other properties by name, (G, K) or (N, K) float64 with K = 1, 3 or 9 components."""
+
+
+class Samples(Sequence[Sample]):
+    """Samples one by one, made when they are asked for, by whoever can give several side by side."""
+
+    @abstractmethod
+    def batch(self, chosen: Sequence[int]) -> Sample:
+        """Some structures side by side, in the order asked for."""
+
+    @overload
+    def __getitem__(self, k: int) -> Sample: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[Sample]: ...
+    def __getitem__(self, k: int | slice) -> Sample | list[Sample]:
+        if isinstance(k, slice):
+            return [self[i] for i in range(*k.indices(len(self)))]
+        return self.batch([range(len(self))[k]])
 
 
 class Frame(NamedTuple):

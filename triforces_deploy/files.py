@@ -28,9 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
+        _publish(temporary, 0o666)
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder") from error
@@ -53,14 +51,19 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror}; choose a folder that exists and can be written") from error
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders private
+        _publish(temporary, 0o777)
         temporary.rename(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, mode: int) -> None:
+    """Give it the permissions of what a program makes; the module ``tempfile`` makes things private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(mode & ~umask)
 
 
 def sha256_of(path: Path) -> str:
