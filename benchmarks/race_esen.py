@@ -33,8 +33,8 @@ CONFIG = {
     "heads": {"energy": {"module": "fairchem.core.models.uma.escn_md.MLP_EFS_Head", "wrap_property": False}},
 }
 MODES = {"eager": "general", "checkpointed": "general", "fast": "umas_fast_pytorch"}
-"""Form → their name of it. 'checkpointed', which is what their calculator takes unless told otherwise, computes edges again
-in pieces; 'fast' joins the matrices of each order, and the radial functions of all layers."""
+"""Form → their name of it. 'checkpointed' computes edges again in pieces, as their settings for batches do; 'fast' joins the
+matrices of each order, and the radial functions of all layers."""
 
 
 def make(folder: Path) -> None:
@@ -47,11 +47,13 @@ def make(folder: Path) -> None:
 
 def prepare(folder: Path, precision: str, atoms: Atoms, form: str) -> Evaluate:
     dtype = getattr(torch, precision)
-    loaded, _ = load_inference_model(str(folder / "public.model"), {"backbone": {"execution_mode": MODES[form]}}, use_ema=True)
+    checkpointing = form == "checkpointed"
+    settings = {"backbone": {"execution_mode": MODES[form], "activation_checkpointing": checkpointing}}
+    loaded, _ = load_inference_model(str(folder / "public.model"), settings, use_ema=True)
     model = loaded.module.to(dtype).eval()
     model.requires_grad_(False)  # as the package's own calculator does
     (head,) = model.output_heads.values()
-    model.backbone.prepare_for_inference(None, SimpleNamespace(activation_checkpointing=form == "checkpointed"))
+    model.backbone.prepare_for_inference(None, SimpleNamespace(activation_checkpointing=checkpointing))
 
     def evaluate() -> tuple[float, np.ndarray]:
         data = graph.clone()

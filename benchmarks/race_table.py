@@ -31,11 +31,65 @@ Row = dict[str, Any]
 def main() -> None:
     rows: dict[tuple[Any, ...], Row] = {}
     for row in map(json.loads, (RESULTS / "race.jsonl").read_text().splitlines()):
-        key = (row["case"], row["precision"], row["threads"], row["atoms"], row["who"], row["form"])
+        key = (*_race(row), row["who"], row["form"])
         if row.get("seconds", math.inf) <= rows.get(key, {}).get("seconds", math.inf):
             rows[key] = row
-    (RESULTS / "race.md").write_text(table(rows.values()))
-    picture(list(rows.values()))
+    ordered = sorted(rows.values(), key=_race)
+    (RESULTS / "race.md").write_text("\n".join([asked_and_seen(ordered), flatness(ordered), table(ordered)]))
+    picture(ordered)
+
+
+def _race(row: Row) -> tuple[Any, ...]:
+    """Rows that may be compared."""
+    return list(TITLES).index(row["case"]), row["precision"], row["threads"], row["atoms"]
+
+
+def asked_and_seen(rows: Iterable[Row]) -> str:
+    """Of each race the form of ours that comes nearest to both asked figures at once."""
+    heading = [
+        "model",
+        "precision",
+        "threads",
+        "atoms",
+        "asked",
+        "form of ours",
+        "faster",
+        "smaller",
+        "best of theirs",
+        "reached",
+    ]
+    out = ["## Asked and seen", "", *_head(heading, 4)]
+    for _, same in groupby(rows, key=_race):
+        group = [row for row in same if "error" not in row]
+        base = _base(group)
+        ours = [row for row in group if row["who"] == "ours"]
+        if not base or not ours or base["case"] not in ASKED:
+            continue
+        least = ASKED[base["case"]]
+        best = max(ours, key=lambda row: min(r / a for r, a in zip(_ratios(row, base), least, strict=True)))
+        fastest = min(row["seconds"] for row in group if row["who"] != "ours")
+        ratios = _ratios(best, base)
+        first = [TITLES[base["case"]].split(",")[0].split(" beside")[0], base["precision"], base["threads"], base["atoms"]]
+        seen = [best["form"], *map(_times, ratios), _times(fastest / best["seconds"]), _reached(best, ratios)]
+        out.append(_line([*first, f"{least[0]}×, {least[1]}×", *seen]))
+    return "\n".join([*out, ""])
+
+
+def flatness(rows: Iterable[Row]) -> str:
+    """Cost per atom of each form of ours that was run at several sizes."""
+    sizes: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row["who"] == "ours" and "error" not in row and row["case"] in ASKED:
+            sizes.setdefault((row["case"], row["precision"], row["threads"], row["form"]), []).append(row)
+    heading = ["model", "precision", "threads", "form", "µs/atom at so many atoms", "largest over smallest cell", "MiB"]
+    out = ["## Cost per atom", "", *_head(heading, 4)]
+    for (case, *kind), found in sizes.items():
+        if len(found) > 1:
+            costs = [row["seconds"] / row["atoms"] * 1e6 for row in found]
+            listed = ", ".join(f"{row['atoms']}: {cost:.0f}" for row, cost in zip(found, costs, strict=True))
+            peaks = ", ".join(f"{row['peak_bytes'] / 2**20:.0f}" for row in found)
+            out.append(_line([case, *kind, listed, f"{100 * (costs[-1] / costs[0] - 1):+.0f} %", peaks]))
+    return "\n".join([*out, ""])
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -43,51 +97,62 @@ def table(rows: Iterable[Row]) -> str:
 
     The largest cell is an extrapolation: 20 GiB over the bytes per atom at the size that was measured.
     """
-    order = list(TITLES)
-    ordered = sorted(rows, key=lambda r: (order.index(r["case"]), r["precision"], r["threads"], r["atoms"]))
-    out = []
-    for case, of_case in groupby(ordered, key=lambda r: r["case"]):
-        asked = f" (asked: {ASKED[case][0]}× faster and {ASKED[case][1]}× smaller)" if case in ASKED else ""
-        out += [f"## {TITLES[case]}{asked}", ""]
-        for (precision, threads, atoms), same in groupby(of_case, key=lambda r: (r["precision"], r["threads"], r["atoms"])):
-            plural = "s" if threads > 1 else ""
-            out += [f"{atoms} Si atoms, {precision}, {threads} thread{plural}", ""]
-            out += ["| " + " | ".join(HEADING) + " |", "|---|" + "---:|" * (len(HEADING) - 1), *_lines(list(same)), ""]
+    out: list[str] = []
+    for case, of_case in groupby(rows, key=lambda r: r["case"]):
+        out += [f"## {TITLES[case]}", ""]
+        for (_, precision, threads, atoms), same in groupby(of_case, key=_race):
+            group = sorted(same, key=lambda r: r["who"] == "ours")
+            out += [f"{atoms} Si atoms, {precision}, {threads} thread{'s' * (threads > 1)}", "", *_head(HEADING, 1)]
+            out += [*(_line(_cells(row, _base(group))) for row in group), ""]
     return "\n".join(out)
 
 
-def _lines(rows: list[Row]) -> list[str]:
-    base = next((r for r in rows if r["who"] != "ours" and r["form"] == "eager"), {})
-    return ["| " + " | ".join(_cells(row, base)) + " |" for row in sorted(rows, key=lambda r: r["who"] == "ours")]
+def _base(rows: list[Row]) -> Row:
+    return next((r for r in rows if r["who"] != "ours" and r["form"] == "eager" and "error" not in r), {})
 
 
 def _cells(row: Row, base: Row) -> list[str]:
     name = f"{row['who']}, {row['form']}"
     if "error" in row:
         return [name, row["error"].replace("|", "/").replace("\n", " ")[:90], *[""] * (len(HEADING) - 2)]
-    ratios = [base[key] / row[key] if key in base else math.nan for key in ("seconds", "peak_bytes")]
+    ratios = _ratios(row, base)
     return [
         name,
         f"{row['seconds'] / row['atoms'] * 1e6:.0f}",
-        _ratio(ratios[0]),
+        _times(ratios[0]),
         f"{row['peak_bytes'] / 2**20:.0f}",
-        _ratio(ratios[1]),
+        _times(ratios[1]),
         f"{ROOM / row['peak_bytes'] * row['atoms']:.0f}",
-        _reached(row, ratios),
+        _reached(row, ratios) if row["who"] == "ours" else "",
         f"{row['energy'] / row['atoms']:.6f}",
     ]
 
 
-def _ratio(value: float) -> str:
+def _ratios(row: Row, base: Row) -> list[float]:
+    """How many times faster and smaller than the rival's eager form; not a number where that is not there."""
+    return [base.get(key, math.nan) / row[key] for key in ("seconds", "peak_bytes")]
+
+
+def _times(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.2f}×"
 
 
 def _reached(row: Row, ratios: list[float]) -> str:
     """Which of the two asked figures this form reaches; both together are asked of one form."""
-    if row["who"] != "ours" or row["case"] not in ASKED or math.isnan(ratios[0]):
+    if row["case"] not in ASKED or math.isnan(ratios[0]):
         return ""
-    found = [what for what, ratio, least in zip(("speed", "memory"), ratios, ASKED[row["case"]], strict=True) if ratio >= least]
+    asked = zip(("speed", "memory"), ratios, ASKED[row["case"]], strict=True)
+    found = [what for what, ratio, least in asked if ratio >= least]
     return {2: "**both**", 1: " ".join(found), 0: "no"}[len(found)]
+
+
+def _head(titles: list[str], words: int) -> list[str]:
+    """Two lines of a table whose first columns are words."""
+    return [_line(titles), "|" + "---|" * words + "---:|" * (len(titles) - words)]
+
+
+def _line(cells: list[Any]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def picture(rows: list[Row]) -> None:
