@@ -50,11 +50,11 @@ def prepare(_folder: Path, precision: str, atoms: Atoms, form: str) -> Evaluate:
     if form == "torchscript":
         model = torch.jit.freeze(jit.script(model))
     data = AtomGraphData.from_numpy_dict(unlabeled_atoms_to_graph(atoms, CONFIG[key.CUTOFF])).to_dict()
-    graph = {k: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in data.items()}
+    tensors = {name: value for name, value in data.items() if isinstance(value, torch.Tensor)}
+    graph = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
 
     def evaluate() -> tuple[float, np.ndarray]:
-        given = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in graph.items()}
-        found = model(given)
+        found = model({name: tensor.clone() for name, tensor in graph.items()})
         return float(found[key.PRED_TOTAL_ENERGY].detach()), found[key.PRED_FORCE].detach().double().numpy()
 
     return evaluate
