@@ -23,6 +23,7 @@ from triforces_deploy.training.recipe import Recipe
 from triforces_deploy.training.run_folder import RunFolder
 from triforces_deploy.training.supervised import Supervised
 from triforces_deploy.training.task import Figures, Task
+from triforces_deploy.training.transfer import settled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,8 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
 
 
 def _task(plan: Recipe) -> Task[Any]:
+    fitted = None if plan.objective is not None else plan.model.properties
+    plan = dataclasses.replace(plan, init=settled(plan.init, fitted))
     if plan.objective is not None:
         return Pretraining(plan)
     return PropertyFit(plan) if plan.model.properties else Supervised(plan)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from triforces_deploy.config import ModelConfig, read, read_yaml
+from triforces_deploy.config import ModelConfig, as_dict, read, read_yaml
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
 from triforces_deploy.training.data import DataConfig, Unit
 from triforces_deploy.training.importance import ImportanceConfig
 from triforces_deploy.training.objectives.config import ObjectiveConfig
-from triforces_deploy.training.transfer import InitConfig
+from triforces_deploy.training.transfer import InitConfig, model_of
 from triforces_deploy.training.view_config import ViewsConfig
 
 Form = Literal["mae", "mse", "huber", "l2"]
@@ -99,6 +99,7 @@ class Recipe:
     """Everything that decides what comes out, besides the content of the data files."""
 
     model: ModelConfig
+    """With ``init.checkpoint`` a file need say no more than what shall be another than in the checkpoint, such as streams."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     objective: ObjectiveConfig | None = None
@@ -112,7 +113,7 @@ class Recipe:
     seed: int = 0
 
 
-def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = True) -> Recipe:
+def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = True, start: Path | None = None) -> Recipe:
     """Read a recipe file, or one of the package by its bare name (minimal, demo, paper, pretrain, finetune, properties).
 
     Args:
@@ -120,12 +121,19 @@ def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = Tr
             each section.
         files: labelled structures that take the place of ``data.files``.
         streams: False leaves the composition and the structure stream out, for comparison.
+        start: checkpoint that takes the place of ``init.checkpoint``.
 
     Raises:
         UserError: no such file, not YAML, an unknown key or a value that cannot be.
     """
     found = _find(Path(path))
-    recipe = read(Recipe, _with_base(found), found.name)
+    said = _with_base(found)
+    init = read(InitConfig, said.get("init") or {}, f"{found.name}.init")
+    if start is not None:
+        init = dataclasses.replace(init, checkpoint=str(start))
+    if init.checkpoint:
+        said = {**said, "init": as_dict(init), "model": model_of(init, said.get("model") or {}, f"{found.name}.model")}
+    recipe = read(Recipe, said, found.name)
     _check(recipe, found.name)
     if files:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, files=tuple(str(f) for f in files)))

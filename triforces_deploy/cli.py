@@ -100,13 +100,14 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder. A run found there is continued.")],
     data: Annotated[list[Path] | None, typer.Option(help="Labelled structures, in place of data.files.")] = None,
     streams: Annotated[bool, typer.Option(help="--no-streams leaves composition and structure out: the baseline.")] = True,
+    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from, in place of init.checkpoint.")] = None,
     as_json: Json = False,
 ) -> None:
     """Fit a potential to labelled structures, or pretrain one on structures alone."""
     from triforces_deploy.training.loop import train as fit
     from triforces_deploy.training.recipe import load_recipe
 
-    result = fit(load_recipe(recipe, files=data or (), streams=streams), out, progress=not as_json)
+    result = fit(load_recipe(recipe, files=data or (), streams=streams, start=init), out, progress=not as_json)
     if result.main:
         _show("Training", result, as_json)
     if result.signal is not None:

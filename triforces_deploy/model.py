@@ -50,9 +50,7 @@ class Model(nn.Module):
         self.interaction = _build_backbone(config, numbers)
         self.composition = _build_composition(config, numbers)
         self.structure = StructureStream(config.structure, config.cutoff) if config.structure else None
-        width = self.interaction.width
-        width += self.composition.width if self.composition is not None else 0
-        width += self.structure.width if self.structure is not None else 0
+        width = sum(self.stream_widths().values())
         self.head = EnergyHead(width, config.head_hidden, config.readout, config.head_skip)
         self.direct = _build_direct(config, width, self.interaction)
         self.properties = property_heads(config, width, self.interaction)
@@ -165,15 +163,12 @@ class Model(nn.Module):
 
     def stream_names(self) -> tuple[str, ...]:
         """The streams there are, in the order of :meth:`embeddings`."""
-        left_out = {"composition": self.composition is None, "structure": self.structure is None}
-        return tuple(name for name in ("composition", "structure", "interaction") if not left_out.get(name, False))
+        return tuple(self.stream_widths())
 
     def stream_widths(self) -> dict[str, int]:
-        """Features of each stream, in the order of :meth:`embeddings`."""
-        widths = {"interaction": self.interaction.width}
-        widths |= {} if self.composition is None else {"composition": self.composition.width}
-        widths |= {} if self.structure is None else {"structure": self.structure.width}
-        return {name: widths[name] for name in self.stream_names()}
+        """Features of each stream, in the order of :meth:`embeddings`; one that is left out is absent."""
+        streams = {"composition": self.composition, "structure": self.structure, "interaction": self.interaction}
+        return {name: int(stream.width) for name, stream in streams.items() if stream is not None}
 
     def admit_masked(self) -> None:
         """Let masked atoms, of number 0, be an element of their own; for pretraining."""
