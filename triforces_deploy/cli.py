@@ -284,14 +284,21 @@ def import_(
 
 @app.command()
 def info(
-    file: Annotated[Path, typer.Argument(help="Artifact.")],
+    file: Annotated[Path, typer.Argument(help="Artifact or checkpoint.")],
     as_json: Json = False,
 ) -> None:
-    """What an artifact is: model, policies, parity, provenance."""
-    from triforces_deploy.artifact import read_artifact
+    """What a file is: model, policies, parity, provenance."""
+    from triforces_deploy import checkpoint
+    from triforces_deploy.artifact import is_artifact, read_artifact
+    from triforces_deploy.config import as_dict
     from triforces_deploy.export.exporting import summary
-    from triforces_deploy.tables import artifact_tables
+    from triforces_deploy.tables import artifact_tables, checkpoint_tables, record
 
+    if not is_artifact(file):
+        model, provenance = checkpoint.load(file)
+        said = {"facts": record(model.facts()), "model": as_dict(model.config), "provenance": provenance}
+        _print(checkpoint_tables(model, provenance, file), said, as_json)
+        return
     artifact = read_artifact(file)
     _print(artifact_tables(artifact, file), summary(artifact), as_json)
 
