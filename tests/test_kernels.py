@@ -240,6 +240,8 @@ def test_the_variable_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernels.VARIABLE, "fastest")
     with pytest.raises(UserError, match="TFDEPLOY_KERNELS=fastest: expected own, cuequivariance, auto"):
         kernels.equipped(mace(), "float64")
+    with pytest.raises(UserError, match="TFDEPLOY_KERNELS=fastest"):
+        kernels.of_compiled("aoti")
 
 
 def test_a_backbone_without_such_products_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -52,7 +51,7 @@ class TriForcesCalculator(Calculator):
         super().__init__(**kwargs)
         keep_freed_memory()
         self.potential = potential if isinstance(potential, Potential) else load(potential)
-        if self.potential.device.type != "cpu" or kernels.VARIABLE in os.environ:
+        if self.potential.device.type != "cpu" or kernels.named():
             print(f"triforces-deploy: kernels: {self.potential.kernels}", file=sys.stderr)
         self._neighbours = CachedNeighbours(self.potential.facts.cutoff, skin)
 

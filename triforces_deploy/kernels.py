@@ -27,17 +27,22 @@ TINY = torch.finfo(torch.float64).tiny
 """What a size is at least, so that nothing is divided by zero."""
 
 
-def wanted(device: torch.device) -> str:
-    """What the user asks for, one of :data:`CHOICES`; UserError where the variable means nothing."""
-    choice = os.environ.get(VARIABLE, OWN if device.type == "cpu" else AUTO)
-    if choice not in CHOICES:
+def named() -> str | None:
+    """What the variable says, one of :data:`CHOICES`; None without it, UserError where it means nothing."""
+    choice = os.environ.get(VARIABLE)
+    if choice not in (None, *CHOICES):
         raise UserError(f"{VARIABLE}={choice}: expected {', '.join(CHOICES)}")
     return choice
 
 
+def wanted(device: torch.device) -> str:
+    """What a model on a device is to have, one of :data:`CHOICES`."""
+    return named() or (OWN if device.type == "cpu" else AUTO)
+
+
 def insisted() -> bool:
     """Whether the user names the library, which only the eager form can use."""
-    return os.environ.get(VARIABLE) == NAMED
+    return named() == NAMED
 
 
 def of_compiled(backend: str) -> str:
@@ -59,7 +64,7 @@ def equipped(model: Model, precision: str) -> tuple[Model, str]:
     device = model.references.device
     choice = wanted(device)
     if choice == OWN:
-        return model, f"own ({VARIABLE}={OWN})" if VARIABLE in os.environ else OWN
+        return model, f"own ({VARIABLE}={OWN})" if named() else OWN
     try:
         if choice == AUTO and not has_kernels(device):
             raise UnavailableError(f"there are no others for {device.type}")
