@@ -6,12 +6,13 @@ import dataclasses
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,7 +24,7 @@ from triforces_deploy.files import sha256_of
 from triforces_deploy.graph import N_NUMBERS
 from triforces_deploy.nn.zbl import ZBL
 from triforces_deploy.training.packed import Packed, index_file
-from triforces_deploy.training.reading import read_packed
+from triforces_deploy.training.reading import read_packed, read_structures
 from triforces_deploy.training.splitting import Split, split_by_fold, split_by_trajectory
 from triforces_deploy.training.structures import Sample, Samples, join
 
@@ -71,6 +72,12 @@ class Part(Samples):
         runs = itertools.groupby(members, key=operator.itemgetter(0))
         return join([self.packs[pack].batch([k for _, k in own]) for pack, own in runs])
 
+    def atoms(self, k: int) -> Atoms:
+        """One structure without its labels."""
+        pack, own = self.members[k].tolist()
+        found: Atoms = self.packs[pack].atoms(own)
+        return found
+
     def sizes(self, unit: Unit) -> NDArray[np.int64]:
         """(S,) what each structure counts; edges are those of the pack's own lists."""
         if unit == "structures":
@@ -102,8 +109,6 @@ class Data:
     split: Split
     files: dict[str, str]
     """Path → sha256."""
-    shortest: dict[str, float]
-    """:func:`shortest_distances` of ``train``."""
     undeclared: int
     """Frames whose file names no trajectory; they were kept together by file and formula."""
 
@@ -114,12 +119,22 @@ def load(config: DataConfig, model: ModelConfig) -> Data:
     Raises:
         UserError: no files, bad structures, or nothing that can be held out without cutting a trajectory in two.
     """
-    if not config.files:
-        raise UserError("data.files is empty; name at least one extxyz file or ASE database with energies and forces")
     model.numbers()
     seen = model.elements, model.cutoff, model.max_neighbours, model.properties
+    return _shared_out(config, lambda paths: read_packed(paths, *seen))
+
+
+def load_unlabelled(config: DataConfig, model: ModelConfig, edges: bool) -> Data:
+    """The same without labels, which then need not be there; ``edges`` for those who count by them."""
+    model.numbers()
+    return _shared_out(config, lambda paths: read_structures(paths, model.elements, model.cutoff if edges else None))
+
+
+def _shared_out(config: DataConfig, read: Callable[[Sequence[Path]], Sequence[Packed]]) -> Data:
+    if not config.files:
+        raise UserError("data.files is empty; name at least one file of structures, or a folder that was converted")
     paths, own = ([index_file(Path(f)) for f in names] for names in (config.files, config.validation_files))
-    packs, apart = tuple(read_packed(paths, *seen)), tuple(read_packed(own, *seen))
+    packs, apart = tuple(read(paths)), tuple(read(own))
     split = _split(packs, config, 0.0 if own else config.validation)
     if own:
         names = _counts(apart)
@@ -127,14 +142,17 @@ def load(config: DataConfig, model: ModelConfig) -> Data:
         if shared:
             raise UserError(f"data.validation_files share trajectory '{shared[0]}' with data.files; give each file its own")
         split = dataclasses.replace(split, validation=tuple(sorted(names)))
-    train = _part(packs, split.train)
+    train, validation = _part(packs, split.train), _part(apart or packs, split.validation)
+    if not train or not validation:
+        raise UserError(
+            "no structures to train on or none to validate on; set data.validation above 0 or name validation_files"
+        )
     return Data(
         train=train,
-        validation=_part(apart or packs, split.validation),
+        validation=validation,
         test=_part(packs, split.test),
         split=split,
         files={str(p): sha256_of(p) for p in (*paths, *own)},
-        shortest=shortest_distances(train.chunks(MOST)),
         undeclared=sum(int(np.isin(p.arrays["trajectory"], p.about.undeclared).sum()) for p in (*packs, *apart)),
     )
 
