@@ -41,7 +41,7 @@ class DataConfig:
 
     files: tuple[str, ...] = ()
     """Folders made by ``tfdeploy data convert``, or extxyz, ASE databases and the other formats of training/sources, which
-    are read at the start; relative paths start at the current folder."""
+    are read at the start, into memory by fits to labels; relative paths start at the current folder."""
     validation_files: tuple[str, ...] = ()
     """Structures for validation in files of their own; ``validation`` is then not used."""
     validation: float = 0.1

@@ -14,8 +14,6 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from ase.neighborlist import neighbor_list
-from lightning.fabric import Fabric
-from torch.utils.data import DataLoader
 
 from tests.training.small import column, equal, log, recipe, train, weights
 from triforces_deploy import checkpoint
@@ -24,7 +22,6 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.export.exporting import ExportOptions, export
 from triforces_deploy.training.converting import Limits, convert
 from triforces_deploy.training.evaluate import evaluate
-from triforces_deploy.training.fit import _Pieces
 from triforces_deploy.training.objectives.base import Views
 from triforces_deploy.training.pretraining import Pretraining
 from triforces_deploy.training.uncertainty import add_uncertainty
@@ -170,14 +167,11 @@ def test_packed_structures_make_the_views_that_their_files_make(data: Path, tmp_
     assert all(same(one, two) for one, two in zip(from_file.validation(), packed.validation(), strict=True))
 
 
-def test_views_are_the_same_with_any_number_of_workers(data: Path, tmp_path: Path) -> None:
+def test_packed_structures_and_workers_change_nothing(data: Path, straight: Path, tmp_path: Path) -> None:
     convert([data], tmp_path / "packed", 1.0, Limits())
-    task = Pretraining(plan(tmp_path / "packed"))
-    truth = list(task.batches(range(3, 10)))
-    for workers in (1, 2):
-        pieces = _Pieces(task, range(3, 10), Fabric(accelerator="cpu", devices=1), 1)
-        found = [views for (views,) in DataLoader(pieces, batch_size=None, num_workers=workers, collate_fn=lambda p: p)]
-        assert all(same(one, two) for one, two in zip(truth, found, strict=True))
+    assert train(plan(tmp_path / "packed", trainer={"workers": 2}), tmp_path / "run").status == "finished"
+    assert equal(weights(tmp_path / "run" / "last.ckpt"), weights(straight / "last.ckpt"))
+    assert log(tmp_path / "run")[-1] == log(straight)[-1]
 
 
 def test_labels_are_not_looked_at_and_what_was_put_aside_has_no_name(
