@@ -6,7 +6,8 @@
 
 'memory': fresh processes set pretraining up on 10³ … 10⁵ packed crystals of 8 atoms and make batches of views; MiB of the
 process itself, and of pages of files, which any other program may take back. The same beside it for structures as ase.Atoms.
-'rate': batches of DataLoader without a model, by workers: packed and turned, and views. 'wait': steps of the full-size model,
+'rate': batches of DataLoader without a model, by workers: packed and turned, and views; CPU seconds beside it, which other
+load on the machine does not touch. 'wait': steps of the full-size model,
 with as many threads as there are cores; the time between two steps over that of a step.
 """
 
@@ -17,6 +18,7 @@ import dataclasses
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -150,16 +152,20 @@ class Timed(Fit):
             super().training_step(pieces)
         self.times.append(time.perf_counter())
 
+    def timed(self) -> list[float]:
+        """Moments: the start, then the beginning and the end of each step."""
+        self.times = [time.perf_counter()]
+        self.run()
+        return self.times
+
     def _validate(self) -> None:
         """Not what is measured."""
 
 
-def timed(task: Task[Any], idle: bool) -> list[float]:
-    """Moments: the start, then the beginning and the end of each step."""
+def fit_of(task: Task[Any], idle: bool) -> Timed:
     fit = Timed(new_fabric(task.plan.trainer), task, Watcher(), lambda: 0, lambda: False)
-    fit.idle, fit.times = idle, [time.perf_counter()]
-    fit.run()
-    return fit.times
+    fit.idle = idle
+    return fit
 
 
 def tasks(work: Path, size: int, steps: int) -> Iterator[tuple[str, Callable[[int], Task[Any]]]]:
@@ -179,25 +185,31 @@ def rate(report: Callable[[dict[str, Any]], None], work: Path) -> None:
     for name, make in tasks(work, size, steps):
         for _ in range(2):  # interleaved: other load on the machine then meets all alike
             for workers in WORKERS:
-                if name != "views":
-                    many = 8 * steps
-                    times = timed(with_steps(make(workers), many), idle=True)
-                else:
-                    times = timed(make(workers), idle=True)
-                begins = times[1::2]
-                seconds = (begins[-1] - begins[10]) / (len(begins) - 11)
+                how_many = steps if name == "views" else 8 * steps
+                fit = fit_of(with_steps(make(workers), how_many), idle=True)
+                before, children = time.process_time(), of_workers()
+                times = fit.timed()
+                begins, n = times[1::2], size * how_many
                 report(
                     {
                         "what": "rate", "batches": name, "in a batch": size, "atoms": 63, "workers": workers,
-                        "structures/s": size / seconds, "first batch, s": begins[0] - times[0],
+                        "structures/s": size * (len(begins) - 11) / (begins[-1] - begins[10]),
+                        "first batch, s": begins[0] - times[0],
+                        "CPU ms a structure, this process": 1000 * (time.process_time() - before) / n,
+                        "CPU ms a structure, workers": 1000 * (of_workers() - children) / n,
                     }
                 )  # fmt: skip
 
 
+def of_workers() -> float:
+    """CPU seconds of the processes that this one has waited for."""
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
+
+
 def with_steps(task: Task[Any], steps: int) -> Task[Any]:
-    task.plan = dataclasses.replace(
-        task.plan, trainer=dataclasses.replace(task.plan.trainer, steps=steps, validate_every=steps)
-    )
+    trainer = dataclasses.replace(task.plan.trainer, steps=steps, validate_every=steps)
+    task.plan = dataclasses.replace(task.plan, trainer=trainer)
     return task
 
 
@@ -209,7 +221,7 @@ def wait(report: Callable[[dict[str, Any]], None], work: Path) -> None:
     steps = 5
     for name, make in tasks(work, 2, steps):
         for workers in WORKERS:
-            times = timed(make(workers), idle=False)
+            times = fit_of(make(workers), idle=False).timed()
             works = [end - begin for begin, end in zip(times[1::2], times[2::2], strict=True)]
             waits = [begin - end for end, begin in zip(times[0::2], times[1::2], strict=False)]
             step = statistics.median(works[1:])
