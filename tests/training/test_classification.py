@@ -117,7 +117,11 @@ def test_a_classifier_learns_and_its_figures_are_those_of_its_values(task: Path,
     assert found.model.errors["has_ge"] == class_error(label, said - 0.5)
     assert found.model.errors["has_ge"].roc_auc == 1.0  # type: ignore[union-attr]
     assert found.mean.errors["has_ge"].roc_auc == 0.5  # type: ignore[union-attr]
-    shown = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run" / "best.ckpt"), "--structures", str(task)], env={"COLUMNS": "120"}).stdout
+    shown = (
+        CliRunner()
+        .invoke(app, ["evaluate", str(tmp_path / "run" / "best.ckpt"), "--structures", str(task)], env={"COLUMNS": "120"})
+        .stdout
+    )
     assert "ROC-AUC" in shown
     assert "1.0000" in shown
 

@@ -175,7 +175,7 @@ def test_the_loss_is_the_formula_and_shares_make_up_the_whole(form: str, labels:
     whole = task.data.train.packs[0].batch([2, 3, 4, 7, 9])
     found = model.properties_of(whole.graph)
     losses = task.losses(model, whole)
-    for k, config in enumerate(task.properties):
+    for k, config in enumerate(task.of_properties.wanted):
         per = 8 if config.pooling == "sum" else 1
         error = ((found[config.name] - whole.targets[config.name]) / per / model.properties.spread[k]).detach().numpy()
         error = error[np.isfinite(error).all(1)]
