@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from triforces_deploy.errors import UserError
+from triforces_deploy.training.parcel import Parcel, unwrapped, wrapped
 from triforces_deploy.training.ranks import agree, sum_gradients
 from triforces_deploy.training.recipe import OptimiserConfig
 from triforces_deploy.training.task import Batch, Figures, Judge, Task
@@ -187,7 +188,8 @@ class Fit:
 
     def _loader(self, pieces: _Pieces[Any]) -> Iterator[list[Any]]:
         workers = self.recipe.trainer.workers
-        return iter(DataLoader(pieces, batch_size=None, collate_fn=_itself, num_workers=workers))
+        found = iter(DataLoader(pieces, batch_size=None, collate_fn=_itself, num_workers=workers))
+        return map(unwrapped, found) if workers else found
 
     def _validate(self) -> None:
         """On every process alike, so that all know the score."""
@@ -204,22 +206,22 @@ class Fit:
         self.signal, self.out_of_time = int(signal), bool(late)
 
 
-class _Pieces(IterableDataset[list[Batch]], Generic[Batch]):
-    """The batches of some steps in pieces; several workers take turns, step by step, so that the order stays."""
+class _Pieces(IterableDataset[list[Batch] | Parcel], Generic[Batch]):
+    """The batches of some steps in pieces, which workers wrap; they take turns, step by step, so that the order stays."""
 
     def __init__(self, task: Task[Batch], steps: range, fabric: Fabric, pieces: int) -> None:
         self.task, self.steps, self.pieces = task, steps, pieces
         self.rank, self.ranks = fabric.global_rank, fabric.world_size
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[list[Batch] | Parcel]:
         worker = get_worker_info()
         steps = self.steps if worker is None else self.steps[worker.id :: worker.num_workers]
         shares = range(self.rank, self.ranks * self.pieces, self.ranks)
         for pieces in zip(*(self.task.batches(steps, share, self.ranks * self.pieces) for share in shares), strict=True):
-            yield list(pieces)
+            yield list(pieces) if worker is None else wrapped(list(pieces))
 
 
-def _itself(pieces: list[Any]) -> list[Any]:
+def _itself(pieces: list[Any] | Parcel) -> list[Any] | Parcel:
     return pieces
 
 

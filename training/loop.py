@@ -14,6 +14,7 @@ from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
 from triforces_deploy.stopping import watched_signals
 from triforces_deploy.training.fit import Fit, Watcher
+from triforces_deploy.training.joint import JointFit
 from triforces_deploy.training.loggers import Logger, start
 from triforces_deploy.training.pretraining import Pretraining
 from triforces_deploy.training.progress import Bar
@@ -100,6 +101,8 @@ def _task(plan: Recipe) -> Task[Any]:
     plan = dataclasses.replace(plan, init=settled(plan.init, fitted))
     if plan.objective is not None:
         return Pretraining(plan)
+    if plan.loss.joint:
+        return JointFit(plan)
     return PropertyFit(plan) if plan.model.properties else Supervised(plan)
 
 

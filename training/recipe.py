@@ -40,9 +40,12 @@ class LossConfig:
     """Where 'huber' turns from square to linear, in the units of the quantity."""
     properties: dict[str, float] = dataclasses.field(default_factory=dict)
     """Weights of ``model.properties`` by name, 1 where not given. There is no other loss then: Σ_p w_p ℓ(Δ_p / s_p), with
-    s_p the spread of the training labels, of 'sum' both per atom; every labelled structure or atom counts the same."""
+    s_p the spread of the training labels, of 'sum' both per atom; every labelled structure or atom counts the same. Of
+    'binary' ones ℓ is −ln of the probability of what is so."""
     properties_form: Form = "mae"
     """Of ℓ; what ``huber_delta`` is then counted in is s_p."""
+    joint: bool = False
+    """Fit energies, forces and stress as well as ``model.properties``: the sum of both losses."""
     importance: ImportanceConfig | None = None
     """Let forces near foreign atoms count more, in training alone; see importance.py."""
 
@@ -177,6 +180,8 @@ def _check(recipe: Recipe, where: str) -> None:
     if w.importance is not None:
         w.importance.check(f"{where}.loss.importance")
     names = [p.name for p in recipe.model.properties]
+    if w.joint and not (names and recipe.model.direct is False):
+        raise UserError(f"{where}.loss.joint: expected model.properties beside conservative forces; set it to false")
     if names and recipe.objective is not None:
         raise UserError(f"{where}.model.properties: pretraining fits none; leave them out, and start from what it gives")
     for name, value in w.properties.items():

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from triforces_deploy.model import Model
-from triforces_deploy.training.data import MOST, Part, fit_references, fit_scale, less_repulsion
+from triforces_deploy.training.data import MOST, Part
 from triforces_deploy.training.importance import importance
 from triforces_deploy.training.labelled import Labelled
-from triforces_deploy.training.objective import Metrics, Tally, known, losses, predict
+from triforces_deploy.training.normalising import fit_references, fit_scale, less_repulsion
+from triforces_deploy.training.objective import Metrics, Prediction, Tally, known, losses, predict
 from triforces_deploy.training.recipe import Recipe
 from triforces_deploy.training.structures import Sample
 from triforces_deploy.training.transfer import adjust_references, zero_of
@@ -30,7 +31,7 @@ class Supervised(Labelled):
         UserError: bad data, or nothing to train or to validate on.
     """
 
-    validation_columns = (
+    validation_columns: tuple[str, ...] = (
         "val_energy_mae", "val_energy_rmse", "val_forces_mae", "val_forces_rmse", "val_stress_mae", "val_stress_rmse",
     )  # fmt: skip
     """In meV/atom, meV/Å, meV/Å³."""
@@ -79,15 +80,15 @@ class Supervised(Labelled):
     def counts(self, batch: Sample) -> dict[str, float]:
         return dict(zip(self.weights, known(batch), strict=True))
 
-    def judge(self) -> _Judge:
-        return _Judge(self.plan)
+    def judge(self) -> EnergyJudge:
+        return EnergyJudge(self.plan)
 
     def figures(self, record: dict[str, Any]) -> Metrics:
         return Metrics(**record)
 
 
 @dataclasses.dataclass
-class _Judge:
+class EnergyJudge:
     """The score is the weighted loss, each part a mean over the structures that have the label."""
 
     plan: Recipe
@@ -96,7 +97,9 @@ class _Judge:
     seen: list[float] = dataclasses.field(default_factory=lambda: [0.0] * 3)
 
     def add(self, learner: nn.Module, batch: Sample) -> None:
-        prediction = predict(learner, batch.graph)
+        self.count(predict(learner, batch.graph), batch)
+
+    def count(self, prediction: Prediction, batch: Sample) -> None:
         self.tally.add(prediction, batch)
         _, *parts = losses(prediction, batch, self.plan.loss)
         counts = known(batch)

@@ -124,27 +124,28 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Errors on labelled structures, beside those of predicting nothing."""
-    from triforces_deploy.tables import record
-    from triforces_deploy.training.evaluate import evaluate as measure
-    from triforces_deploy.training.evaluate import metrics_table
-    from triforces_deploy.training.evaluate_properties import evaluate_properties, fits_properties, properties_table
+    from triforces_deploy.training.comparing import compare
 
-    if fits_properties(checkpoint):
-        found = evaluate_properties(checkpoint, structures, out)
-        errors = {"model": found.model}
-        if baseline is not None:
-            errors["baseline"] = evaluate_properties(baseline, structures).model
-        errors["mean of training"] = found.mean
-        title = f"{checkpoint}, {found.part} structures"
-        _print([properties_table(errors, title)], {name: record(metrics) for name, metrics in errors.items()}, as_json)
-        return
-    ours = measure(checkpoint, structures, out)
-    rows = {"model": ours.model}
-    if baseline is not None:
-        rows["baseline"] = measure(baseline, structures).model
-    rows["nothing"] = ours.zero
-    title = f"{checkpoint}, {ours.part} structures"
-    _print([metrics_table(rows, title)], {name: record(metrics) for name, metrics in rows.items()}, as_json)
+    tables, records = compare(checkpoint, structures, baseline, out)
+    _print(tables, records, as_json)
+
+
+@app.command()
+def folds(
+    recipe: Annotated[str, typer.Argument(help="Recipe of a model with properties, such as properties.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the five runs. Those found there are continued.")],
+    data: Annotated[list[Path] | None, typer.Option(help="A task of MatBench, in place of data.files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train and test on each of MatBench's five folds: mean and standard deviation."""
+    from triforces_deploy.tables import record
+    from triforces_deploy.training.folds import all_folds, folds_table
+    from triforces_deploy.training.recipe import load_recipe
+
+    result = all_folds(load_recipe(recipe, files=data or ()), out, progress=not as_json)
+    _print([folds_table(result)], record(result), as_json)
+    if result.signal is not None:
+        raise typer.Exit(128 + result.signal)
 
 
 @app.command()

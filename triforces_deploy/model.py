@@ -94,9 +94,16 @@ class Model(nn.Module):
         return self._energies(embeddings, graph), self._direct(embeddings, harmonics, graph)
 
     def properties_of(self, graph: Graph) -> dict[str, Tensor]:
-        """Each property by name, (G, K) or (N, K) float64 with K components, in the units of the data."""
-        assert self.properties is not None
+        """Each property by name, (G, K) or (N, K) float64 with K components, in the units of the data; log odds of 'binary'."""
+        return self._properties(*self._embeddings(graph), graph)
+
+    def with_properties(self, graph: Graph) -> tuple[Tensor, dict[str, Tensor]]:
+        """Energies (N,) and, from the same features, what :meth:`properties_of` gives."""
         embeddings, harmonics = self._embeddings(graph)
+        return self._energies(embeddings, graph), self._properties(embeddings, harmonics, graph)
+
+    def _properties(self, embeddings: dict[str, Tensor], harmonics: Tensor | None, graph: Graph) -> dict[str, Tensor]:
+        assert self.properties is not None
         found: dict[str, Tensor] = self.properties(list(embeddings.values()), harmonics, graph)
         return found
 

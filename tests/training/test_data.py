@@ -21,7 +21,7 @@ from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.nn.scatter import scatter_sum
 from triforces_deploy.nn.zbl import ZBL
 from triforces_deploy.streams.structure import StructureStream
-from triforces_deploy.training import data
+from triforces_deploy.training import data, normalising
 from triforces_deploy.training.batches import Order, Stream, cut, random_rotations, rotated
 from triforces_deploy.training.data import DataConfig
 from triforces_deploy.training.objective import predict
@@ -116,7 +116,7 @@ def sample(atoms: Atoms, energy: float) -> Sample:
 
 def test_planted_references_come_back() -> None:
     planted = {14: -4.63, 32: -3.85}
-    references = data.fit_references([sample(a, sum(planted[z] for z in a.numbers)) for a in structures(4, 2)])
+    references = normalising.fit_references([sample(a, sum(planted[z] for z in a.numbers)) for a in structures(4, 2)])
     assert references.dtype == torch.float64
     assert {z: pytest.approx(float(references[z]), abs=1e-10) for z in planted} == planted
     assert sorted(torch.nonzero(references).flatten().tolist()) == [14, 32]
@@ -125,15 +125,15 @@ def test_planted_references_come_back() -> None:
 def test_references_of_a_compound_that_tells_nothing_apart() -> None:
     atoms = structures(1, 1)[0]
     atoms.numbers[:4] = 32
-    references = data.fit_references([sample(atoms, -33.6), sample(atoms.repeat((1, 1, 2)), -67.2)])
+    references = normalising.fit_references([sample(atoms, -33.6), sample(atoms.repeat((1, 1, 2)), -67.2)])
     assert float(references[14]) == pytest.approx(-4.2)
     assert float(references[32]) == pytest.approx(-4.2)
 
 
 def test_the_scale_is_the_rms_force() -> None:
     samples = [sample(a, 0.0) for a in structures(2, 1)]
-    assert float(data.fit_scale(samples)) == pytest.approx(0.5)
-    assert float(data.fit_scale([s._replace(forces=0 * s.forces) for s in samples])) == 1.0
+    assert float(normalising.fit_scale(samples)) == pytest.approx(0.5)
+    assert float(normalising.fit_scale([s._replace(forces=0 * s.forces) for s in samples])) == 1.0
 
 
 def test_repulsion_that_the_model_adds_is_no_business_of_its_references() -> None:
@@ -146,11 +146,11 @@ def test_repulsion_that_the_model_adds_is_no_business_of_its_references() -> Non
         energy = energies.sum()[None] + sum(planted[int(z)] for z in atoms.numbers)
         samples.append(Sample(graph, energy, derivatives.forces(edge_forces, graph), torch.zeros(1, 3, 3)))
     assert min(float(s.forces.abs().max()) for s in samples) > 1.0
-    left = list(data.less_repulsion(samples))
-    references = data.fit_references(left)
+    left = list(normalising.less_repulsion(samples))
+    references = normalising.fit_references(left)
     assert [float(references[z]) for z in planted] == pytest.approx([-5.0, -4.0], rel=1e-9)
-    assert float(data.fit_scale(left)) == 1.0
-    assert abs(float(data.fit_references(samples)[14]) + 5.0) > 0.5
+    assert float(normalising.fit_scale(left)) == 1.0
+    assert abs(float(normalising.fit_references(samples)[14]) + 5.0) > 0.5
 
 
 # ---- batches ----
