@@ -61,7 +61,7 @@ from triforces_deploy.training.view_config import ViewsConfig
 COMPOSITION = CompositionConfig(width=16, heads=2, layers=1, hidden=32)
 STRUCTURE = StructureConfig(width=24, hidden=48, n_radial=6, n_channels=4, l_max=3, scales=(0.6, 1.0), layers=1)
 _ORB = {"n_layers": 2, "mlp_depth": 1, "n_bessel": 8, "l_max": 2}
-_MACE = {"l_hidden": 1, "l_max": 2, "correlation": (2, 2), "radial_hidden": (32,)}
+_MACE = {"l_hidden": 1, "l_max": 2, "correlation": [2, 2], "radial_hidden": [32]}
 BACKBONES = {
     "orb_v3": ({**_ORB, "latent": 32, "mlp_hidden": 64}, {**_ORB, "latent": 38, "mlp_hidden": 74}),
     "mace": ({**_MACE, "channels": 38}, {**_MACE, "channels": 45}),
