@@ -13,12 +13,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from claims_figures import KINDS, RESULTS, Group, Groups, Row, changes, error, grouped, mean, read_rows
-from claims_verdicts import verdicts, what_decided
+from claims_verdicts import AGAINST, verdicts, what_decided
 
 from triforces_deploy.files import replacing
 
 MAIN = ("baseline", "matched", "streams", "triforces")
-AGAINST = "matched"
 COMPARED = (AGAINST, "streams", "triforces")
 UNITS = ("energy MAE, meV/atom", "force MAE, meV/Å")
 

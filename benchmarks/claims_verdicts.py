@@ -22,6 +22,10 @@ from claims_figures import KINDS, MINUS, Groups, Key, changes, error, mean
 
 ASKED = -40.0
 """Percent. The change of the energy error, at the smallest size, that was asked for; the paper has −57 at 20,000 structures."""
+STEPS_LIMIT = -50.0
+"""Percent. Where ten times the structures or more take off less than this, the number of steps limits the error."""
+AGAINST = "matched"
+"""With what streams and pretraining are compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +128,12 @@ def _sizes(first: Key, last: Key, groups: Groups) -> str:
     if first == last:
         return ""
     few, many = (changes(groups[key]["triforces"], groups[key]["matched"], KINDS[0]) for key in (first, last))
-    return f" With {last.size} structures TriForces changes it by {mean(many, '+.0f', ' %')}, {_compared(many, few)} with few."
+    own = changes(groups[last]["matched"], groups[first]["matched"], KINDS[0])
+    steps = ": steps limit it, not structures" if last.size >= 10 * first.size and np.mean(own) > STEPS_LIMIT else ""
+    return (
+        f" With {last.size} structures TriForces changes it by {mean(many, '+.0f', ' %')}, {_compared(many, few)} with "
+        f"{first.size}; the more structures alone change that of {AGAINST} by {mean(own, '+.0f', ' %')}{steps}."
+    )
 
 
 def _pairs(keys: list[Key]) -> Iterator[tuple[Key, Key]]:

@@ -110,6 +110,17 @@ def test_what_decided_is_read_off_the_figures(claims: ModuleType, results: Path)
     assert "as much, within two standard errors, as around orb_v3, −10 ± 1 %." in text
 
 
+def test_a_fit_whose_error_more_structures_do_not_lower_is_said_to_need_steps(claims: ModuleType, results: Path) -> None:
+    for size, base, factor in ((50, 100.0, 0.5), (500, 80.0, 0.9), (5000, 40.0, 0.5)):
+        for seed in range(3):
+            for name, part in (("matched", 1.0), ("triforces", factor)):
+                claims.record(row(name, seed, base * part * (1 + 0.01 * seed * part), size=size))
+        text = (results / "claims.md").read_text()
+        if size == 500:
+            assert "With 500 structures TriForces changes it by −10 ± 0 %, less than with 50" in text
+        assert ("steps limit it" in text) == (size == 500)
+
+
 def test_processes_that_record_at_once_lose_nothing(claims: ModuleType, results: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda seed: claims.record(row("matched", seed, 1.0)), range(24)))
