@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -26,27 +26,29 @@ def silicon(n_atoms: int) -> Atoms:
     return atoms
 
 
-def serve(make: Callable[[Path], None], prepare: Callable[[str, Path, str, Atoms], Evaluate]) -> None:
-    """``make FOLDER``, or ``run FORM FOLDER PRECISION ATOMS``: an evaluation and a line of JSON for each line on stdin."""
+def serve(make: Callable[..., None], prepare: Callable[[Path, str, Atoms, str], Evaluate]) -> None:
+    """``make FOLDER …``, or ``run FOLDER PRECISION ATOMS FORM``: an evaluation and a line of JSON for each line on stdin."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else prints
     mode, *rest = sys.argv[1:]
     try:
         if mode == "make":
             folder = Path(rest[0])
-            folder.mkdir(exist_ok=True)
-            make(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            make(folder, *rest[1:])
             print(json.dumps({"made": True}), file=answers, flush=True)
             return
-        form, place, precision, n_atoms = rest
-        evaluate = prepare(form, Path(place), precision, silicon(int(n_atoms)))
+        place, precision, n_atoms, form = rest
+        evaluate = prepare(Path(place), precision, silicon(int(n_atoms)), form)
     except Exception as error:  # a form that is not there is a row of the table, not the end of the race
         print(json.dumps({"error": f"{type(error).__name__}: {error}"[:200]}), file=answers, flush=True)
         return
-    before = _resident()
+    ctypes.CDLL(None).malloc_trim(0)  # free memory that is still held would count for nobody, used again or not
+    before = _kilobytes("VmRSS")
     # Of one thread the processor's own clock: what others do on the machine then counts for nobody.
     clock = time.process_time if os.environ["OMP_NUM_THREADS"] == "1" else time.perf_counter
     for _ in sys.stdin:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
         start = clock()
         try:
             energy, forces = evaluate()
@@ -54,10 +56,12 @@ def serve(make: Callable[[Path], None], prepare: Callable[[str, Path, str, Atoms
             print(json.dumps({"error": f"{type(error).__name__}: {error}"[:200]}), file=answers, flush=True)
             return
         seconds = clock() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        peak = 1024 * (_kilobytes("VmHWM") - before)
         found = {"seconds": seconds, "peak_bytes": peak, "energy": energy, "force": float(np.sqrt(np.mean(forces**2)))}
         print(json.dumps(found), file=answers, flush=True)
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def _kilobytes(key: str) -> int:
+    """A line of what Linux says about the memory of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))

@@ -1,4 +1,4 @@
-"""fairchem-core as a contender of benchmarks/race.py: eSEN-sm, random weights, its general and its faster plain torch form."""
+"""fairchem-core as a contender of benchmarks/race.py: eSEN-sm, random weights, its forms in plain torch."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ CONFIG = {
     },
     "heads": {"energy": {"module": "fairchem.core.models.uma.escn_md.MLP_EFS_Head", "wrap_property": False}},
 }
-MODES = {"eager": "general", "fast": "umas_fast_pytorch"}
-"""Form → their name of it; 'fast' joins the matrices of each order, and the radial functions of all layers."""
+MODES = {"eager": "general", "checkpointed": "general", "fast": "umas_fast_pytorch"}
+"""Form → their name of it. 'checkpointed' computes edges again in pieces, as their settings for batches do; 'fast' joins the
+matrices of each order, and the radial functions of all layers."""
 
 
 def make(folder: Path) -> None:
@@ -44,12 +45,15 @@ def make(folder: Path) -> None:
     torch.save(MLIPInferenceCheckpoint(CONFIG, model.state_dict(), averaged, tasks), folder / "public.model")
 
 
-def prepare(form: str, folder: Path, precision: str, atoms: Atoms) -> Evaluate:
+def prepare(folder: Path, precision: str, atoms: Atoms, form: str) -> Evaluate:
     dtype = getattr(torch, precision)
-    loaded, _ = load_inference_model(str(folder / "public.model"), {"backbone": {"execution_mode": MODES[form]}}, use_ema=True)
+    checkpointing = form == "checkpointed"
+    settings = {"backbone": {"execution_mode": MODES[form], "activation_checkpointing": checkpointing}}
+    loaded, _ = load_inference_model(str(folder / "public.model"), settings, use_ema=True)
     model = loaded.module.to(dtype).eval()
+    model.requires_grad_(False)  # as the package's own calculator does
     (head,) = model.output_heads.values()
-    model.backbone.prepare_for_inference(None, SimpleNamespace(activation_checkpointing=False))
+    model.backbone.prepare_for_inference(None, SimpleNamespace(activation_checkpointing=checkpointing))
 
     def evaluate() -> tuple[float, np.ndarray]:
         data = graph.clone()

@@ -18,7 +18,7 @@ def make(_folder: Path) -> None:
     """Nothing to share: their energy head takes the mean over atoms, which ours does not."""
 
 
-def prepare(form: str, _folder: Path, precision: str, atoms: Atoms) -> Evaluate:
+def prepare(_folder: Path, precision: str, atoms: Atoms, form: str) -> Evaluate:
     dtype = getattr(torch, precision)
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
@@ -22,23 +21,29 @@ from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
 
 
-def make(folder: Path) -> None:
-    """Nothing is made beforehand: the first process of a form makes its file, the others find it."""
+def make(folder: Path, precision: str, *forms: str) -> None:
+    """The rival's model with each compiled form, where it is not there yet."""
+    public = folder / "public.ckpt"
+    for form in forms:
+        out = artifact(folder, form, precision)
+        if out.is_file():
+            continue
+        if not public.is_file():
+            import_public(folder, public)
+        backends = {"aoti": ("aoti",), "lean": ("aoti",), "torchscript": ("torchscript",)}.get(form, ())
+        export(public, out, ExportOptions(precision=precision, backends=backends, lean=form == "lean"))
 
 
-def artifact(form: str, folder: Path, precision: str) -> Path:
-    """The rival's model with this compiled form."""
-    path = folder / f"{form}-{precision}.pt"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.is_file():
-            if folder.name == "orb":
-                fresh_orb(folder / "public.ckpt")
-            else:
-                import_file(folder.name, folder / "public.model", folder / "public.ckpt")
-            backends = () if form == "eager" else (form,)
-            export(folder / "public.ckpt", path, ExportOptions(precision=precision, backends=backends))
-    return path
+def import_public(folder: Path, out: Path) -> None:
+    kind = folder.name.split("-")[0]
+    if kind == "orb":
+        fresh_orb(out)
+    else:
+        import_file(kind, folder / "public.model", out)
+
+
+def artifact(folder: Path, form: str, precision: str) -> Path:
+    return folder / f"{'eager' if form.startswith('blocks') else form}-{precision}.pt"
 
 
 def fresh_orb(path: Path) -> None:
@@ -48,13 +53,12 @@ def fresh_orb(path: Path) -> None:
     checkpoint.save(path, Model(config), {})
 
 
-def prepare(form: str, folder: Path, precision: str, atoms: Atoms) -> Evaluate:
-    path = artifact("eager" if form == "blocks" else form, folder, precision)
-    if form == "blocks":
-        os.environ[VARIABLE] = "16MiB"  # what is kept of all blocks for the backward pass: next to nothing
+def prepare(folder: Path, precision: str, atoms: Atoms, form: str) -> Evaluate:
+    _, _, most = form.partition("-")
+    os.environ[VARIABLE] = most or "20GiB"  # what is kept for the backward pass stays within it, and so does what runs
     keep_freed_memory()
-    potential = load(path)
-    assert potential.backend == ("eager" if form == "blocks" else form), potential.notes
+    potential = load(artifact(folder, form, precision))
+    assert potential.backend == {"lean": "aoti"}.get(form, form.split("-")[0].replace("blocks", "eager")), potential.notes
     graph = graph_from_atoms(atoms, potential.facts.cutoff)
 
     def evaluate() -> tuple[float, np.ndarray]:
