@@ -129,7 +129,10 @@ def evaluate(function: Function, rows: Rows, tensors: Sequence[Tensor], budget: 
 
 
 def evaluate_twice(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """``function(*tensors)``, differentiable once, evaluated again for its derivative instead of remembered."""
+    """``function(*tensors)``, evaluated again for its derivative instead of remembered.
+
+    Differentiable in the tensors alone, not in parameters; twice only as often as autograd is told to (``create_graph``).
+    """
     return tuple(_Twice.apply(function, *tensors))
 
 
@@ -143,10 +146,16 @@ class _Twice(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         wanted = ctx.needs_input_grad[1:]
+        again = torch.is_grad_enabled()  # the derivative will itself be differentiated
         with torch.enable_grad():
-            own = [t.detach().requires_grad_(needed) for t, needed in zip(ctx.saved_tensors, wanted, strict=True)]
+            # Views are other tensors, so that no derivative goes through what one input owes to another.
+            own = [
+                t.view_as(t) if again and needed else t.detach().requires_grad_(needed)
+                for t, needed in zip(ctx.saved_tensors, wanted, strict=True)
+            ]
             values = ctx.function(*own)
-        found = iter(_vector_jacobian(values, [t for t in own if t.requires_grad], gradients))
+        leaves = [t for t, needed in zip(own, wanted, strict=True) if needed]
+        found = iter(_vector_jacobian(values, leaves, gradients, again))
         return (None, *(next(found) if needed else None for needed in wanted))
 
 
@@ -210,11 +219,14 @@ def _recorded(
         return [t for t in own if t.requires_grad], function(places.inverse, own)
 
 
-def _vector_jacobian(values: Sequence[Tensor], leaves: list[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+def _vector_jacobian(
+    values: Sequence[Tensor], leaves: list[Tensor], gradients: Sequence[Tensor], create_graph: bool = False
+) -> Sequence[Tensor]:
     pairs = [(v, g) for v, g in zip(values, gradients, strict=True) if v.requires_grad]
     if not pairs:
         return [torch.zeros_like(leaf) for leaf in leaves]
-    return torch.autograd.grad([v for v, _ in pairs], leaves, [g for _, g in pairs], materialize_grads=True)
+    outputs, given = zip(*pairs, strict=True)
+    return torch.autograd.grad(outputs, leaves, given, create_graph=create_graph, materialize_grads=True)
 
 
 def _gradients(rows: Rows, gradients: Sequence[Tensor], block: slice) -> list[Tensor]:
