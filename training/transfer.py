@@ -125,7 +125,10 @@ def settled(config: InitConfig, properties: Sequence[PropertyConfig] | None) -> 
     if config.strategy is not None or not config.checkpoint:
         return config
     model, provenance = checkpoint.load(existing(Path(config.checkpoint), WHAT))
-    same = properties is not None and "pretrained" not in provenance and model.config.properties == tuple(properties)
+    if properties is None or "pretrained" in provenance:
+        return dataclasses.replace(config, strategy="full-transfer")
+    energies = not properties and checkpoint.fits_energies(provenance)
+    same = energies or model.config.properties == tuple(properties)
     return dataclasses.replace(config, strategy="full" if same else "full-transfer")
 
 

@@ -137,6 +137,8 @@ def checkpoint_tables(model: Model, provenance: dict[str, Any], path: Path) -> l
 
 
 def _origin(model: Model, provenance: dict[str, Any]) -> str:
+    from triforces_deploy.checkpoint import fits_energies
+
     if "imported" in provenance:
         found = provenance["imported"]
         return f"{found['file']} of {found['kind']}, sha256 {found['sha256'][:16]}…"
@@ -145,7 +147,9 @@ def _origin(model: Model, provenance: dict[str, Any]) -> str:
     if "pretrained" in provenance:
         what = f"pretrained without labels ({', '.join(provenance['pretrained'])}); `tfdeploy train finetune --init` goes on"
     else:
-        what = f"fitted to {', '.join(p.name for p in model.config.properties) or 'energies, forces, stress'}"
+        names = [p.name for p in model.config.properties]
+        energies = ["energies, forces, stress"] if not names or fits_energies(provenance) else []
+        what = f"fitted to {', '.join([*energies, *names])}"
     start = provenance.get("init", {}).get("checkpoint")
     return f"{what}; step {provenance['step']}" + (f", from {start}" if start else "")
 
