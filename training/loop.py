@@ -18,9 +18,9 @@ from triforces_deploy.training.loggers import Logger, start
 from triforces_deploy.training.pretraining import Pretraining
 from triforces_deploy.training.progress import Bar
 from triforces_deploy.training.properties import PropertyFit
-from triforces_deploy.training.ranks import new_fabric, quiet, start_alike
+from triforces_deploy.training.ranks import new_fabric, quiet, refuse_others, start_alike
 from triforces_deploy.training.recipe import Recipe
-from triforces_deploy.training.run_folder import RunFolder
+from triforces_deploy.training.run_folder import RunFolder, identity
 from triforces_deploy.training.supervised import Supervised
 from triforces_deploy.training.task import Figures, Task
 
@@ -81,6 +81,7 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
         fabric.launch()  # the other processes run the same command from its start
         folder = RunFolder(out, task, fabric)
         state = folder.load_state() if resume else None
+        refuse_others(fabric, identity(task), state["fit"]["step"] if state else 0)
         recorder = _Recorder(folder, task, Bar(plan.trainer.steps, progress and fabric.is_global_zero))
         watcher = recorder if fabric.is_global_zero else _Helper(folder)
         fit = Fit(fabric, task, watcher, lambda: asked[0] if asked else 0, recorder.late)
