@@ -1,6 +1,6 @@
 """A training step of the full-size Orb-v3 conservative model: ours, ours with streams, and orb-models' own.
 
-    python benchmarks/training_step.py --python ENV/bin/python [--structures 2] [--repeats 3] > benchmarks/results/training_step.txt
+    python benchmarks/training_step.py --python ENV/bin/python > benchmarks/results/training_step.txt
 
 ``--python`` names the interpreter that has orb-models; without it ours run alone. A step is energy, forces and stress of
 silicon crystals of 64 rattled atoms, mean squared errors of all three, the derivative by all parameters, the norm of it and

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
@@ -106,9 +105,8 @@ class PropertyFit(Labelled):
 
     def parts(self, learner: nn.Module, batch: Sample) -> tuple[dict[str, Tensor], list[Tensor]]:
         """What the model says, and ℓ of each property."""
-        model = learner.module if isinstance(learner, AveragedModel) else learner
-        assert isinstance(model, Model)
-        found = model.properties_of(batch.graph)
+        assert isinstance(learner, Model)
+        found = learner.properties_of(batch.graph)
         return found, [property_loss(p, found[p.name], batch, self.scales[p.name], self.plan.loss) for p in self.properties]
 
     def counts(self, batch: Sample) -> dict[str, float]:

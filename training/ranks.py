@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from lightning.fabric import Fabric
@@ -20,6 +20,8 @@ from torch import Tensor, distributed, nn
 from triforces_deploy.errors import UserError
 from triforces_deploy.training.launch import environment_of
 from triforces_deploy.training.recipe import TrainerConfig
+
+Item = TypeVar("Item")
 
 _OPERATIONS = {"sum": distributed.ReduceOp.SUM, "max": distributed.ReduceOp.MAX}
 
@@ -70,33 +72,29 @@ def agree(fabric: Fabric, values: Tensor, how: Literal["sum", "max"]) -> Tensor:
     return everywhere.cpu()
 
 
-def sum_gradients(fabric: Fabric, parameters: Sequence[nn.Parameter], parts: Tensor, enough: bool) -> tuple[Tensor, bool]:
-    """Replace each gradient by its sum over all processes.
+def present_anywhere(
+    parameters: Sequence[nn.Parameter], parts: Tensor, enough: bool
+) -> tuple[Tensor, bool, list[nn.Parameter]]:
+    """What the processes must know of each other before they add up gradients, in one message.
 
     Args:
-        fabric: the processes.
-        parameters: in the same order everywhere; those without a gradient everywhere stay without one.
+        parameters: in the same order everywhere.
         parts: (K,) float64, this process' part of each loss.
-        enough: whether this process had memory enough; where one had not, gradients are left as they are.
+        enough: whether this process had memory enough.
 
     Returns:
-        The sum of ``parts``, and whether all had enough.
+        The sum of ``parts``, whether all had enough, and the parameters that have a gradient in any process.
     """
-    if fabric.world_size == 1:
-        return parts, enough
     said = torch.cat([parts.new_tensor([float(not enough), *(float(p.grad is not None) for p in parameters)]), parts])
     distributed.all_reduce(said)
     lacking, present, whole = said[0], said[1 : 1 + len(parameters)].tolist(), said[1 + len(parameters) :]
-    if float(lacking) > 0:
-        return whole, False
-    chosen = [p for p, n in zip(parameters, present, strict=True) if n]
-    for kind in sorted({p.dtype for p in chosen}, key=str):
-        own = [p for p in chosen if p.dtype == kind]
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in own])
-        distributed.all_reduce(flat)
-        for p, gradient in zip(own, flat.split([p.numel() for p in own]), strict=True):
-            p.grad = gradient.view_as(p)
-    return whole, True
+    return whole, float(lacking) == 0, [p for p, n in zip(parameters, present, strict=True) if n]
+
+
+def of_each_type(found: Sequence[Item], type_of: Callable[[Item], torch.dtype]) -> list[list[Item]]:
+    """The same in lists that can be sent as one tensor each, in an order that is the same everywhere."""
+    kinds = sorted({type_of(item) for item in found}, key=str)
+    return [[item for item in found if type_of(item) == kind] for kind in kinds]
 
 
 def refuse_others(fabric: Fabric, identity: str, step: int) -> None:

@@ -40,7 +40,9 @@ def test_two_nodes_pretrain_as_one_process(tmp_path: Path) -> None:
     command = [TFDEPLOY, "train", str(file), "-o", str(tmp_path / "two"), "--json"]
     meeting = {**ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     nodes = [
-        subprocess.Popen(command, env={**meeting, "NODE_RANK": str(k)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, env={**meeting, "NODE_RANK": str(k)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for k in range(2)
     ]
     train(plan, tmp_path / "one")
