@@ -14,6 +14,7 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
 from triforces_deploy.training.batches import Order, cut
 from triforces_deploy.training.data import elements_seen, load_unlabelled
+from triforces_deploy.training.objectives.across import alone
 from triforces_deploy.training.objectives.base import Views
 from triforces_deploy.training.objectives.learner import Learner, counts
 from triforces_deploy.training.recipe import Recipe
@@ -139,7 +140,7 @@ class _Judge:
 
     def add(self, learner: nn.Module, batch: Views) -> None:
         n = batch.graph.composition.shape[0] // 2
-        with torch.no_grad():
+        with torch.no_grad(), alone():
             found = learner(batch)
         self.sums = {name: total + n * float(found[name].detach()) for name, total in self.sums.items()}
         self.n += n

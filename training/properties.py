@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from triforces_deploy.model import Model
 from triforces_deploy.property_config import PropertyConfig
@@ -193,7 +192,6 @@ class PropertyJudge:
 
 
 def network(learner: nn.Module) -> Model:
-    """The model that a fit to labels trains, or the moving average of it."""
-    model = learner.module if isinstance(learner, AveragedModel) else learner
-    assert isinstance(model, Model)
-    return model
+    """What a fit to labels trains is a model itself."""
+    assert isinstance(learner, Model)
+    return learner

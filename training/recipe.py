@@ -91,6 +91,11 @@ class TrainerConfig:
     devices: int = 1
     """Processes on each node, one per GPU; the command starts them itself, or finds itself started by srun or torchrun."""
     nodes: int = 1
+    """Started by srun or torchrun, or one command on each with MASTER_ADDR, MASTER_PORT and NODE_RANK; see launch.py."""
+    strategy: Literal["replicated", "sharded", "fsdp"] = "replicated"
+    """What several processes share besides the batch: 'sharded' leaves each only its part of what the optimiser and the
+    moving average remember; see sharded.py, and there why 'fsdp' is refused. A run may go on with the other, and with another
+    number of processes."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Besides log.csv, which is always there; wandb is not installed with this package."""
     threads: int | None = None
@@ -207,6 +212,11 @@ def _check(recipe: Recipe, where: str) -> None:
     for name, value in not_negative.items():
         if not value >= 0:
             raise UserError(f"{where}.{name}: expected 0 or more, got {value}")
+    if t.strategy == "fsdp":
+        raise UserError(
+            f"{where}.trainer.strategy: FSDP frees weights that the derivative of the forces still needs; 'sharded' shares all "
+            "but the weights themselves"
+        )
     if w.energy + w.forces + w.stress == 0:
         raise UserError(f"{where}.loss: all weights are 0; give energy, forces or stress one above 0")
     for name, value in {"optimiser.ema": o.ema, "optimiser.final": o.final}.items():
