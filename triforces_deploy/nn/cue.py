@@ -55,7 +55,7 @@ def with_cuequivariance(model: M, device: torch.device) -> M:
     """A copy of a model on a device, in which the library evaluates all products that it can.
 
     Raises:
-        UnavailableError: the model has no such products, or the library is not there or has nothing for this device.
+        UnavailableError: the model has no such products, or the library or its kernels for this device are not there.
     """
     places = [name for name, module in model.named_modules() if type(module) in REPLACEMENTS]
     if not places:
