@@ -127,8 +127,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     n = len({row["seed"] for row in rows})
     return (
         f"# Replay against forgetting\n\nMAE of test trajectories, meV/atom and meV/Å, {n} seeds, mean ± standard error; "
-        f"energies after the best shift\nfor each element. Trained on {60 * 10} structures of Si and Ge for {STEPS} steps, then on "
-        f"{5 * 10} of SiC for {MORE}, batches of 8\nof which the said share is old. `python benchmarks/replay.py`.\n\n"
+        f"energies after the best shift\nfor each element. Trained on {60 * 10} structures of Si and Ge for {STEPS} steps, "
+        f"then on {5 * 10} of SiC for {MORE}, batches of 8\nof which the said share is old. `python benchmarks/replay.py`.\n\n"
         + "\n".join(lines)
         + "\n"
     )
