@@ -216,18 +216,18 @@ def with_steps(task: Task[Any], steps: int) -> Task[Any]:
 # ---- wait ----
 
 
-def wait(report: Callable[[dict[str, Any]], None], work: Path) -> None:
+def wait(report: Callable[[dict[str, Any]], None], work: Path, only: str = "") -> None:
     torch.set_num_threads(os.cpu_count() or 1)
-    steps = 5
-    for name, make in tasks(work, 2, steps):
-        for workers in WORKERS:
+    steps = 4
+    for name, make in tasks(work, 1, steps):
+        for workers in WORKERS if only in ("", name) else ():
             times = fit_of(make(workers), idle=False).timed()
             works = [end - begin for begin, end in zip(times[1::2], times[2::2], strict=True)]
             waits = [begin - end for end, begin in zip(times[0::2], times[1::2], strict=False)]
             step = statistics.median(works[1:])
             report(
                 {
-                    "what": "wait", "batches": name, "in a batch": 2, "atoms": 63, "workers": workers, "step, s": step,
+                    "what": "wait", "batches": name, "in a batch": 1, "atoms": 63, "workers": workers, "step, s": step,
                     "wait, s": statistics.median(waits[1:]), "share of the step": statistics.median(waits[1:]) / step,
                     "longest wait, s": max(waits[1:]), "before the first step, s": waits[0],
                 }
@@ -237,6 +237,7 @@ def wait(report: Callable[[dict[str, Any]], None], work: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("section", choices=["memory", "rate", "wait", "hold"])
+    parser.add_argument("--batches", default="", help="of 'wait': only 'labels, turned' or 'views'")
     parser.add_argument("--out", type=Path)
     for name in ("--folder", "--held-out", "--way"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -253,7 +254,10 @@ def main() -> None:
                 stream.write(line + "\n")
 
     with tempfile.TemporaryDirectory() as folder:
-        {"memory": memory, "rate": rate, "wait": wait}[arguments.section](report, Path(folder))
+        if arguments.section == "wait":
+            wait(report, Path(folder), arguments.batches)
+        else:
+            {"memory": memory, "rate": rate}[arguments.section](report, Path(folder))
 
 
 if __name__ == "__main__":
