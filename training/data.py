@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +20,7 @@ from triforces_deploy import derivatives
 from triforces_deploy.config import ModelConfig
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import sha256_of
-from triforces_deploy.graph import N_NUMBERS
-from triforces_deploy.nn.zbl import ZBL
+from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.training.packed import Packed, index_file
 from triforces_deploy.training.reading import read_packed
 from triforces_deploy.training.splitting import Split, split_by_fold, split_by_trajectory
@@ -227,9 +226,13 @@ def fit_scale(samples: Iterable[Sample]) -> Tensor:
     return scale if float(scale) > 1e-8 else torch.ones((), dtype=torch.float64)
 
 
-def less_repulsion(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """Labels without what a model with ``zbl`` adds itself, so that references and scale are those of its network."""
-    repulsion = ZBL()
+def less_repulsion(samples: Iterable[Sample], repulsion: Callable[[Graph], Tensor]) -> Iterator[Sample]:
+    """Labels without what a model with ``zbl`` adds itself, so that references and scale are those of its network.
+
+    Args:
+        samples: as labelled.
+        repulsion: energies of the atoms of a graph, (N,) float64 eV; that of the model, whose form is one of several.
+    """
     for sample in samples:
         energies, edge_forces = derivatives.evaluate(repulsion, sample.graph)
         energy = sample.energy - derivatives.energy(energies, sample.graph)
