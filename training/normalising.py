@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from triforces_deploy import derivatives
-from triforces_deploy.graph import N_NUMBERS
-from triforces_deploy.nn.zbl import ZBL
+from triforces_deploy.graph import N_NUMBERS, Graph
 from triforces_deploy.training.structures import Sample
 
 
@@ -42,9 +41,13 @@ def fit_scale(samples: Iterable[Sample]) -> Tensor:
     return scale if float(scale) > 1e-8 else torch.ones((), dtype=torch.float64)
 
 
-def less_repulsion(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """Labels without what a model with ``zbl`` adds itself, so that references and scale are those of its network."""
-    repulsion = ZBL()
+def less_repulsion(samples: Iterable[Sample], repulsion: Callable[[Graph], Tensor]) -> Iterator[Sample]:
+    """Labels without what a model with ``zbl`` adds itself, so that references and scale are those of its network.
+
+    Args:
+        samples: as labelled.
+        repulsion: energies of the atoms of a graph, (N,) float64 eV; that of the model, whose form is one of several.
+    """
     for sample in samples:
         energies, edge_forces = derivatives.evaluate(repulsion, sample.graph)
         energy = sample.energy - derivatives.energy(energies, sample.graph)

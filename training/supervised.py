@@ -45,20 +45,23 @@ class Supervised(Labelled):
         if "heads" in self.plan.init.taken():
             adjust_references(model, self.data.train.chunks(MOST_EVALUATED))
         else:
-            model.references.copy_(fit_references(self._network_labels(self.data.train)))
-            model.scale.copy_(fit_scale(self._network_labels(self.data.train)))
+            # In MACE's form the scale multiplies the repulsion too, so that it is that of both.
+            of_both = model.config.zbl_form == "mace"
+            train = self.data.train
+            model.scale.copy_(fit_scale(train.chunks(MOST) if of_both else self._network_labels(model, train)))
+            model.references.copy_(fit_references(self._network_labels(model, train)))
         if self.old is not None:
             self.stream.shift = self._shift(model, self.old)
 
-    def _network_labels(self, part: Part) -> Iterator[Sample]:
+    def _network_labels(self, model: Model, part: Part) -> Iterator[Sample]:
         samples = part.chunks(MOST)
-        return less_repulsion(samples) if self.plan.model.zbl else samples
+        return less_repulsion(samples, model.repulsion) if model.zbl is not None else samples
 
     def _shift(self, model: Model, old: Part) -> Tensor:
         """What brings the energies of old structures to the zero of the new ones: a head that was taken over knows both."""
         if "heads" in self.plan.init.taken():
             return -zero_of(model, old.chunks(MOST_EVALUATED))
-        return model.references - fit_references(self._network_labels(old))
+        return model.references - fit_references(self._network_labels(model, old))
 
     def batches(self, steps: range, rank: int = 0, ranks: int = 1) -> Iterator[Sample]:
         found = super().batches(steps, rank, ranks)

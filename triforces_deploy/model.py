@@ -112,7 +112,7 @@ class Model(nn.Module):
         found: Direct = self.direct(list(embeddings.values()), harmonics, graph)
         if self.zbl is None:
             return found
-        _, edge_forces = derivatives.evaluate(self._repulsion, graph)
+        _, edge_forces = derivatives.evaluate(self.repulsion, graph)
         virial = derivatives.virial(edge_forces, graph)
         volume = torch.linalg.det(graph.cell).abs()[:, None, None]
         stress = torch.where(volume > 0, virial / volume, torch.zeros_like(virial))
@@ -144,17 +144,17 @@ class Model(nn.Module):
         energies = energies + self.references[graph.numbers]
         if self.zbl is None:
             return energies
-        return energies + self._repulsion(graph)
+        return energies + self.repulsion(graph)
 
-    def _repulsion(self, graph: Graph) -> Tensor:
-        """Energies of the atoms, (N,) float64 eV. 'orb-mean' adds what an atom has on average, to the whole structure."""
+    def repulsion(self, graph: Graph) -> Tensor:
+        """Energies that ``zbl`` adds to the atoms, (N,) float64 eV; with 'orb-mean' the mean over atoms to the structure."""
         assert self.zbl is not None
-        repulsion: Tensor = self.zbl(graph)
+        energies: Tensor = self.zbl(graph)
         if self.config.zbl_form == "mace":
-            return self.scale * repulsion
+            return self.scale * energies
         if self.config.zbl_form == "orb-mean":
-            return repulsion / count_owned(graph).index_select(0, graph.batch)
-        return repulsion
+            return energies / count_owned(graph).index_select(0, graph.batch)
+        return energies
 
     @torch.no_grad()
     def _uncertainty(self, streams: list[Tensor], graph: Graph) -> Tensor:
