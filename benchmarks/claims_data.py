@@ -3,7 +3,8 @@
 Three sets, each a folder, for their labels have different zeros of energy:
 
 - ``tersoff``: point defects in cells of about 8 atoms of Si, Ge, SiC and SiGe, SiCGe.tersoff.
-- ``molecules``: closed shells of the G2 set, GFN2-xTB. The test has the same molecules as the pool, moving otherwise.
+- ``molecules``: closed shells of the G2 set, GFN2-xTB. The test has the same molecules as the pool, moving otherwise. Rarer
+  elements are left out: a small sample may lack them, and its error would be that of their atoms' energies alone.
 - ``cells``: point defects in cells of about 8 atoms of Si and SiC, GFN1-xTB, seconds each.
 
 Test structures come from another seed than the pool, so that no trajectory is in both.
@@ -12,7 +13,10 @@ Test structures come from another seed than the pool, so that no trajectory is i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -64,21 +68,33 @@ class DataSet:
 
 def data_sets(folder: Path) -> dict[str, DataSet]:
     """By name."""
-    g2 = ("H", "Li", "Be", "B", "C", "N", "O", "F", "Na", "Mg", "Al", "Si", "P", "S", "Cl")
+    common = ("H", "C", "N", "O", "F", "S", "Cl")
     return {
         "tersoff": DataSet(folder / "tersoff", TERSOFF, ("C", "Si", "Ge"), 3.5, 20),
-        "molecules": DataSet(folder / "molecules", MOLECULES, g2, 4.5, 4),
+        "molecules": DataSet(folder / "molecules", MOLECULES, common, 4.5, 4),
         "cells": DataSet(folder / "cells", CELLS, ("C", "Si", "Ge"), 4.5, 4),
     }
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time do what is inside."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def make(data: DataSet) -> int:
     """Label pool and test and pack the test; what is there stays. The structures of the pool."""
     data.folder.mkdir(parents=True, exist_ok=True)
-    pool = _labelled(data, data.pool, seed=0, part=1)
-    test = _labelled(data, data.folder / "test.extxyz", seed=1, part=data.test_part)
-    if not data.test.exists():
-        _pack(test, data.test, data.cutoff)
+    with locked(data.folder):
+        pool = _labelled(data, data.pool, seed=0, part=1)
+        test = _labelled(data, data.folder / "test.extxyz", seed=1, part=data.test_part)
+        if not data.test.exists():
+            _pack(test, data.test, data.cutoff)
     with pool.open() as stream:
         return sum("Properties=" in line for line in stream)
 
@@ -86,12 +102,13 @@ def make(data: DataSet) -> int:
 def make_sample(data: DataSet, size: int, seed: int) -> Path:
     """Draw structures of the pool, each as likely as the others, and pack them; what is there stays."""
     out = data.sample(size, seed)
-    if not out.exists():
-        frames = _frames(data.pool)
-        chosen = np.random.default_rng([seed, size]).choice(len(frames), size, replace=False)
-        part = data.folder / f"{out.name}.extxyz"
-        _write(part, [frames[k] for k in sorted(chosen)])
-        _pack(part, out, data.cutoff)
+    with locked(data.folder):
+        if not out.exists():
+            frames = _frames(data.pool)
+            chosen = np.random.default_rng([seed, size]).choice(len(frames), size, replace=False)
+            part = data.folder / f"{out.name}.extxyz"
+            _write(part, [frames[k] for k in sorted(chosen)])
+            _pack(part, out, data.cutoff)
     return out
 
 
@@ -103,7 +120,7 @@ def _labelled(data: DataSet, out: Path, seed: int, part: int) -> Path:
             if not piece.is_file():
                 few = dataclasses.replace(config, seed=seed, trajectories=max(1, config.trajectories // part))
                 print(f"{piece}: {label(few, piece, progress=False)}", flush=True)
-            frames += _frames(piece)
+            frames += [atoms for atoms in _frames(piece) if set(atoms.get_chemical_symbols()) <= set(data.elements)]
         _write(out, frames)
     return out
 

@@ -1,8 +1,8 @@
 """How fast batches reach a training step: from packed structures, and by building graphs in the collate function.
 
 Structures are defect-like cells, rattled; labels are random, since nobody looks at them. Each line of the result is the
-median over batches of the CPU seconds for one batch, made in this process alone on one thread. `--workers N …` also measures
-the batches per second that DataLoader delivers with so many workers.
+median over batches of the CPU seconds for one batch, made in this process alone on one thread. What workers bring is in
+loader.py.
 
     python benchmarks/data_pipeline.py --out benchmarks/results/data-pipeline.jsonl
 """
@@ -26,14 +26,12 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
-from torch.utils.data import DataLoader, IterableDataset
 
 from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.training.batches import Stream
 from triforces_deploy.training.converting import Limits, convert
 from triforces_deploy.training.data import Part
-from triforces_deploy.training.fit import _Pieces
 from triforces_deploy.training.objective import losses, predict
 from triforces_deploy.training.packed import index_file, open_packed
 from triforces_deploy.training.packing import Packer
@@ -97,32 +95,6 @@ def median(make: Callable[[int], Any], batches: int) -> float:
     return statistics.median(times)
 
 
-class Task:
-    """Only what the loader asks for."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-
-    def batches(self, steps: range, rank: int, ranks: int) -> Any:
-        return self.stream.batches(steps, rank, ranks)
-
-
-class OneProcess:
-    global_rank, world_size = 0, 1
-
-
-def delivered(stream: Stream, workers: int, batches: int) -> float:
-    """Batches per second once the workers run."""
-    pieces: IterableDataset[Any] = _Pieces(Task(stream), range(batches + 10), OneProcess(), 1)  # type: ignore[arg-type]
-    loader = iter(DataLoader(pieces, batch_size=None, num_workers=workers, collate_fn=lambda b: b))
-    for _ in range(10):
-        next(loader)
-    start = time.perf_counter()
-    for _ in range(batches):
-        next(loader)
-    return batches / (time.perf_counter() - start)
-
-
 def full_size_step(sample: Sample) -> float:
     """CPU seconds of losses and gradients of the full-size model for a batch."""
     plan = load_recipe("paper")
@@ -136,7 +108,7 @@ def full_size_step(sample: Sample) -> float:
     return times[-1]
 
 
-def measure(kind: str, structures: int, batches: int, cutoff: float, workers: list[int], folder: Path) -> dict[str, Any]:
+def measure(kind: str, structures: int, batches: int, cutoff: float, folder: Path) -> dict[str, Any]:
     make, size = KINDS[kind]
     rng = np.random.default_rng(0)
     atoms = [labelled(a, rng) for a in make(structures, rng)]
@@ -163,7 +135,6 @@ def measure(kind: str, structures: int, batches: int, cutoff: float, workers: li
         "edges": sample.graph.edge_index.shape[1], "cutoff": cutoff,
         "build graphs in collate, s": build, "packed, s": pack, "packed and turned, s": turn, "ratio": build / pack,
         "ratio, turned": build / turn, "convert, structures/s": len(packed) / converting,
-        "batches/s by workers": {w: delivered(turning, w, batches) for w in workers},
     }  # fmt: skip
 
 
@@ -172,7 +143,6 @@ def main() -> None:
     parser.add_argument("--structures", type=int, default=500)
     parser.add_argument("--batches", type=int, default=30)
     parser.add_argument("--cutoff", type=float, default=6.0)
-    parser.add_argument("--workers", type=int, nargs="*", default=[])
     parser.add_argument("--full-size", action="store_true", help="also a training step of the full-size model, on one crystal")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -180,7 +150,7 @@ def main() -> None:
     machine = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
-            found = measure(kind, arguments.structures, arguments.batches, arguments.cutoff, arguments.workers, Path(folder))
+            found = measure(kind, arguments.structures, arguments.batches, arguments.cutoff, Path(folder))
             report(found | machine, arguments.out)
     if arguments.full_size:
         crystal = labelled(crystals(1, np.random.default_rng(0))[0], np.random.default_rng(0))

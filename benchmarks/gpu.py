@@ -3,7 +3,8 @@
     python benchmarks/gpu.py --minutes 9 --json gpu.json                       # a machine with a GPU
     python benchmarks/gpu.py --device cpu --models tiny --atoms 64 --forms eager --steps 2 --fit 2000
 
-Models with random weights: 'demo' and 'full', the sizes of the recipe and of the paper. For each form that can be made, each
+Models with random weights: 'demo' and 'full', the sizes of the recipe and of the paper, and 'mace', the medium one, of which
+TFDEPLOY_KERNELS=own or cuequivariance measures the eager form with either's kernels. For each form that can be made, each
 number of silicon atoms and each route: ms and ns/day (1 fs) of a step of LAMMPS, lists every tenth step; the model alone on
 as many atoms and edges; glue, the share of the pair style's time that is not the model's; bytes per atom of one evaluation.
 Then the largest system that one evaluation holds, and the deviation of the device from float64 on the CPU. What does not
@@ -109,7 +110,8 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
                 1e-3 * row["bytes_per_atom"],
             )
             graphs = "yes" if row["route"] == "graphs" else "no"
-            shown.add_row(*what, str(row["atoms"]), str(row["edges"]), graphs, *(f"{x:.3g}" for x in figures), "")
+            remark = f"kernels: {row['kernels']}"
+            shown.add_row(*what, str(row["atoms"]), str(row["edges"]), graphs, *(f"{x:.3g}" for x in figures), remark)
     return shown
 
 
@@ -125,7 +127,7 @@ def checks(rows: list[dict[str, Any]], device: str) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--models", nargs="+", default=["demo", "full"], choices=["tiny", "demo", "full"])
+    parser.add_argument("--models", nargs="+", default=["demo", "full"], choices=["tiny", "demo", "full", "mace"])
     parser.add_argument("--forms", nargs="+", default=["eager", "torchscript", "aoti"])
     parser.add_argument("--atoms", type=int, nargs="+", default=[1000, 10000, 100000])
     parser.add_argument("--precision", default="float32")

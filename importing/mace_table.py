@@ -111,7 +111,7 @@ def _layer(k: int, facts: Facts, model: StandIn, name: str) -> Iterator[Row | Po
     l_out = 0 if k == len(config.correlation) - 1 else config.l_hidden
     kind = config.later if k else config.first
     prefactor = float(tensor(model, "radial_embedding.bessel_fn.prefactor", name))
-    copies = EdgeProducts(l_in, config.l_max).copies
+    copies = EdgeProducts(l_in, config.l_max, config.channels).copies
     yield from _linear(f"{ours}linear_in", f"{theirs}linear_up.weight", [1] * (l_in + 1), width)
     yield from _radial(k, facts, model, name, prefactor, sum(copies) * width)
     yield from _linear(f"{ours}linear_sum", f"{theirs}linear.weight", copies, width, 1.0 / facts.neighbours[k])

@@ -109,6 +109,7 @@ def describe(potential: Potential, file: str, run: Run, threads: int, placement:
         f"units {run.units}{_conversion(run)}, newton on, cutoff {facts.cutoff:g} A, ghost cutoff {run.ghost_cutoff:g} A",
         f"{facts.precision} on {placement.device}, back end {potential.backend}, {per_rank}",
         f"device: {placement.describe()}",
+        f"kernels: {potential.kernels}",
         f"exchange: {_exchange(facts, run)}{_over_host(facts, run, placement)}",
         f"composition: {_composition(facts, run)}",
         *(line.replace("Å", "A") for line in facts.policies if not line.startswith("composition:")),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from torch import Tensor
 
 from tests.ranks import check_split
 from tests.tiny import TINY, tiny_model
@@ -19,7 +21,7 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.graph import Graph, collate
 from triforces_deploy.memory import Memory
 from triforces_deploy.neighbours import graph_from_atoms
-from triforces_deploy.nn import blocks, scratch
+from triforces_deploy.nn import blocks, linear, scratch
 from triforces_deploy.payloads.base import PayloadInfo, Run
 
 
@@ -91,6 +93,52 @@ def test_the_budget_decides_how_much_is_kept(monkeypatch: pytest.MonkeyPatch) ->
     # Every block that needs a derivative is recorded once, at the first or at the second go.
     assert len(set(counts.values())) == 1
     assert spent[0] == 0 < spent[300_000] < spent[10**12]
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+@pytest.mark.parametrize("limit", [0, 100_000, 10**12])
+def test_products_that_are_kept_change_no_number(limit: int, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large matrices alone, which here all are; in float32 by another library than elsewhere."""
+    monkeypatch.setattr(linear, "LEAST", 2)
+    monkeypatch.setattr(linear, "LEAST_TERMS", 20)
+    made = []
+    multiply = linear._product
+    monkeypatch.setattr(linear, "_product", lambda *a: made.append(a[0].dtype) or multiply(*a))
+    model = tiny_model()
+    expected = model.run(GRAPHS["batch"], extras=model.extras())
+    model.set_network_dtype(precision)
+    with blocks.using(limit, everything=False):
+        budget = blocks.active()
+        found = model.run(GRAPHS["batch"], extras=model.extras())
+    digits = {"rtol": 1e-12, "atol": 1e-13} if precision == torch.float64 else {"rtol": 1e-5, "atol": 2e-5}
+    for new, old in zip(found, expected, strict=True):
+        torch.testing.assert_close(new.to(old.dtype), old, **digits)
+    assert set(made) == {precision}
+    assert budget is not None
+    assert budget.spent <= limit
+    assert (budget.spent > 0) == (limit > 0)
+
+
+def test_a_product_that_was_kept_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without room every product of many terms is computed once more in the backward pass, with room none is."""
+    monkeypatch.setattr(linear, "LEAST", 2)
+    monkeypatch.setattr(linear, "LEAST_TERMS", 20)
+    multiply, looked_up = linear._product, blocks._Products.of
+    computed, asked_again = [], []
+    monkeypatch.setattr(linear, "_product", lambda *a: computed.append(1) or multiply(*a))
+
+    def of(products: blocks._Products, compute: Callable[[], Tensor]) -> Tensor:
+        asked_again.extend([1] if products.again is not None else [])
+        return looked_up(products, compute)
+
+    monkeypatch.setattr(blocks._Products, "of", of)
+    counts = []
+    for limit in (0, 10**12):
+        with blocks.using(limit, everything=False):
+            tiny_model().run(GRAPHS["crystal"])
+        counts.append(len(computed))
+        computed.clear()
+    assert counts[0] - counts[1] == len(asked_again) > 0
 
 
 def test_rows_in_a_file_are_the_same_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ import pytest
 from ase.build import bulk
 from ase.io import write
 
+from triforces_deploy import checkpoint
+from triforces_deploy.config import ModelConfig, read
+
 TFDEPLOY = str(Path(sys.executable).with_name("tfdeploy"))
 
 
@@ -40,7 +43,7 @@ def test_help_loads_nothing_heavy() -> None:
         (("exprt",), "Did you mean 'export'"),
         (("export",), "Missing argument 'source'"),
         (("export", "missing.ckpt"), "missing.ckpt does not exist; expected a checkpoint"),
-        (("info", "."), ". is a folder; expected an artifact"),
+        (("info", "."), ". is a folder; expected a checkpoint"),
         (("train", "missing.yaml", "-o", "run"), "missing.yaml does not exist; expected a recipe"),
         (("label", "-o", "x.extxyz", "--hosts", "Sic"), "Sic"),
         (("verify", "missing.pt"), "missing.pt does not exist"),
@@ -61,6 +64,15 @@ def test_unknown_back_ends_and_counts(tiny_checkpoint: Path, tiny_artifact: Path
     done = tfdeploy("defect", tiny_artifact, "-o", tmp_path / "md", "--defect", "Ge_Si:two")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "'two' is no amount; expected a count such as 100, or 0.1%" in done.stderr
+
+
+def test_info_tells_what_a_checkpoint_is(tiny_checkpoint: Path) -> None:
+    shown = tfdeploy("info", tiny_checkpoint).stdout
+    model, provenance = checkpoint.load(tiny_checkpoint)
+    assert f"{model.config.backbone.name} + composition + structure, {sum(p.numel() for p in model.parameters()):,}" in shown
+    said = json.loads(tfdeploy("info", tiny_checkpoint, "--json").stdout)
+    assert read(ModelConfig, said["model"], "model") == model.config
+    assert said["provenance"] == provenance
 
 
 def test_export_info_verify_in_json(tiny_checkpoint: Path, tmp_path: Path) -> None:

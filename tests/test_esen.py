@@ -18,7 +18,7 @@ from triforces_deploy.config import BackboneConfig, ModelConfig, read
 from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
-from triforces_deploy.nn.edge_frames import EdgeFrames, into_frames, rows_of
+from triforces_deploy.nn.edge_frames import EdgeFrames, frame_rows
 from triforces_deploy.nn.sphere import SphereGrid
 from triforces_deploy.nn.spherical import e3nn_component
 
@@ -126,15 +126,13 @@ def test_frames_turn_every_direction_onto_the_axis() -> None:
         directions = torch.cat([torch.eye(3), -torch.eye(3), torch.randn(40, 3)]).double()
         directions[6:10, 1] = torch.tensor([0.0, 1e-12, -1e-12, 1e9])
         unit = directions / directions.norm(dim=1, keepdim=True)
-        matrices = frames.matrices(frames(unit))
-        upright = e3nn_component(torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64), l_max)
-        turned = into_frames(matrices, e3nn_component(unit, l_max)[:, :, None])
-        for degree, rows in enumerate(turned):
-            expected = upright[:, degree**2 : (degree + 1) ** 2][:, rows_of(degree, m_max)].expand(len(unit), -1)
-            torch.testing.assert_close(rows[:, :, 0], expected, rtol=0, atol=1e-13 * 4**l_max)
-        for matrix in matrices:
-            identity = torch.eye(matrix.shape[1], dtype=torch.float64).expand(len(unit), -1, -1)
-            torch.testing.assert_close(matrix @ matrix.transpose(1, 2), identity, rtol=0, atol=1e-13 * 4**l_max)
+        matrices = frames(unit)
+        upright = e3nn_component(torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64), l_max)[0]
+        rows = [degree * (degree + 1) + m for degree, m in frame_rows(l_max, m_max)]
+        turned = matrices @ e3nn_component(unit, l_max)[:, :, None]
+        torch.testing.assert_close(turned[:, :, 0], upright[rows].expand(len(unit), -1), rtol=0, atol=1e-13 * 4**l_max)
+        identity = torch.eye(len(rows), dtype=torch.float64).expand(len(unit), -1, -1)
+        torch.testing.assert_close(matrices @ matrices.transpose(1, 2), identity, rtol=0, atol=1e-13 * 4**l_max)
 
 
 @pytest.mark.parametrize("name", ["small", "large"])

@@ -29,6 +29,7 @@ def test_the_whole_round_on_a_cpu(tmp_path: Path) -> None:
         assert row["atoms"] == 64
         assert 0 < row["pair_s"] <= row["step_s"]
         assert row["model_s"] > 0
+        assert row["kernels"] == "own"
     (fit,) = [row for row in rows if row["job"] == "fit"]
     assert fit["atoms"] == 1000
     (checked,) = [row["deviations"] for row in rows if row["job"] == "check"]

@@ -104,7 +104,7 @@ def test_polynomials_and_edge_products_turn_with_their_features(seed: int) -> No
             expected = transformed(contraction(part, elements), d)
             found = contraction(transformed(part, d), elements)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
-    products = EdgeProducts(2, L)
+    products = EdgeProducts(2, L, 2)
     harmonics, weights = torch.randn(3, (L + 1) ** 2, dtype=torch.float64), torch.randn(3, len(products.paths), 2).double()
     before = products(x[:, :9], harmonics, weights)
     turned = transformed(harmonics[..., None], d)[..., 0]

@@ -141,6 +141,7 @@ def test_blocks_keep_what_they_leave(monkeypatch: pytest.MonkeyPatch) -> None:
         return ()
 
     monkeypatch.setattr(model, "run", run)
+    monkeypatch.setattr("triforces_deploy.eager.need_in_blocks", lambda *_: Need(3e6, 0.0))
     for need in (Need(2.0, 10.0), Need(1e6, 0.0)):
         eager(model, Memory(blocked=lambda need=need: need))(graph)  # type: ignore[misc]
     assert kept == [1_000_000 - 2 * edges - 10 * atoms, 0]

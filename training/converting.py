@@ -56,6 +56,8 @@ class Converted:
     left_out: tuple[LeftOut, ...]
     formats: dict[str, dict[str, float]]
     """What the labels of each format were multiplied by."""
+    doubts: tuple[str, ...] = ()
+    """What of that nobody has verified."""
 
 
 def convert(
@@ -92,7 +94,8 @@ def convert(
                 _pack(file, kind, packer, limits, tally, report)
             if packer.counts["structures"] == 0:
                 raise UserError(f"no structure is left to write; {tally.line()}")
-            formats = {s.name: {"energy": s.energy, "stress": s.stress} for s in {source_of(f, kind) for f in files}}
+            sources = {s.name: s for s in (source_of(f, kind) for f in files)}
+            formats = {name: {"energy": s.energy, "stress": s.stress} for name, s in sources.items()}
             packer.write_index(
                 {
                     "sha256 of the files": {str(f): sha256_of(f) for f in files},
@@ -105,7 +108,7 @@ def convert(
     return Converted(
         out=out, structures=packer.counts["structures"], atoms=packer.counts["atoms"], edges=packer.counts["edges"],
         trajectories=packer.n_trajectories, bytes=size, cutoff=cutoff, without=tally.without, left_out=tally.rows(),
-        formats=formats,
+        formats=formats, doubts=tuple(f"{s.what}: {s.doubt}" for s in sources.values() if s.doubt),
     )  # fmt: skip
 
 
@@ -120,6 +123,8 @@ def converted_tables(result: Converted) -> list[Table]:
         kept.add_row(f"without {label}", f"{n:,}")
     for name, factors in result.formats.items():
         kept.add_row(SOURCES[name].what, f"energy × {factors['energy']:.6g} eV, stress × {factors['stress']:.6g} eV/Å³")
+    for doubt in result.doubts:
+        kept.add_row("not verified", doubt)
     if not result.left_out:
         return [kept]
     out = Table("why", "structures", "first", title="Left out", title_justify="left")

@@ -1,4 +1,4 @@
-"""Which structures are trained on, validated and tested, and what the labels say about references and scale."""
+"""Which structures are trained on, validated and tested."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import dataclasses
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
-from torch import Tensor
 
-from triforces_deploy import derivatives
 from triforces_deploy.config import ModelConfig
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import sha256_of
 from triforces_deploy.graph import N_NUMBERS
-from triforces_deploy.nn.zbl import ZBL
 from triforces_deploy.training.packed import Packed, index_file
-from triforces_deploy.training.reading import read_packed
+from triforces_deploy.training.reading import read_packed, read_structures
 from triforces_deploy.training.splitting import Split, split_by_fold, split_by_trajectory
 from triforces_deploy.training.structures import Sample, Samples, join
 
@@ -40,7 +38,7 @@ class DataConfig:
 
     files: tuple[str, ...] = ()
     """Folders made by ``tfdeploy data convert``, or extxyz, ASE databases and the other formats of training/sources, which
-    are read at the start; relative paths start at the current folder."""
+    are read at the start, into memory by fits to labels; relative paths start at the current folder."""
     validation_files: tuple[str, ...] = ()
     """Structures for validation in files of their own; ``validation`` is then not used."""
     validation: float = 0.1
@@ -48,7 +46,7 @@ class DataConfig:
     test: float = 0.1
     """Fraction, taken likewise, that training never sees."""
     fold: Literal[0, 1, 2, 3, 4] | None = None
-    """Of MatBench's official ones: the test part is that of the fold, in place of ``test``; see splitting.py."""
+    """Of MatBench's official ones: the test part is that of the fold, in place of ``test``; `tfdeploy folds` runs all five."""
     split_seed: int = 0
     rotate: bool = True
     """Turn every training structure at random, since the backbone has no rotation symmetry built in."""
@@ -70,6 +68,12 @@ class Part(Samples):
         members = self.members[list(chosen)].tolist()
         runs = itertools.groupby(members, key=operator.itemgetter(0))
         return join([self.packs[pack].batch([k for _, k in own]) for pack, own in runs])
+
+    def atoms(self, k: int) -> Atoms:
+        """One structure without its labels."""
+        pack, own = self.members[k].tolist()
+        found: Atoms = self.packs[pack].atoms(own)
+        return found
 
     def sizes(self, unit: Unit) -> NDArray[np.int64]:
         """(S,) what each structure counts; edges are those of the pack's own lists."""
@@ -102,8 +106,6 @@ class Data:
     split: Split
     files: dict[str, str]
     """Path → sha256."""
-    shortest: dict[str, float]
-    """:func:`shortest_distances` of ``train``."""
     undeclared: int
     """Frames whose file names no trajectory; they were kept together by file and formula."""
 
@@ -114,12 +116,24 @@ def load(config: DataConfig, model: ModelConfig) -> Data:
     Raises:
         UserError: no files, bad structures, or nothing that can be held out without cutting a trajectory in two.
     """
-    if not config.files:
-        raise UserError("data.files is empty; name at least one extxyz file or ASE database with energies and forces")
     model.numbers()
     seen = model.elements, model.cutoff, model.max_neighbours, model.properties
+    return _shared_out(config, lambda paths: read_packed(paths, *seen))
+
+
+def load_unlabelled(config: DataConfig, model: ModelConfig, edges: bool) -> Data:
+    """The same without labels, which then need not be there; ``edges`` for those who count by them."""
+    model.numbers()
+    if config.fold is not None:
+        raise UserError("data.fold is for fits to labels; name the structures to pretrain on in files of their own")
+    return _shared_out(config, lambda paths: read_structures(paths, model.elements, model.cutoff if edges else None))
+
+
+def _shared_out(config: DataConfig, read: Callable[[Sequence[Path]], Sequence[Packed]]) -> Data:
+    if not config.files:
+        raise UserError("data.files is empty; name at least one file of structures, or a folder that was converted")
     paths, own = ([index_file(Path(f)) for f in names] for names in (config.files, config.validation_files))
-    packs, apart = tuple(read_packed(paths, *seen)), tuple(read_packed(own, *seen))
+    packs, apart = tuple(read(paths)), tuple(read(own))
     split = _split(packs, config, 0.0 if own else config.validation)
     if own:
         names = _counts(apart)
@@ -127,14 +141,17 @@ def load(config: DataConfig, model: ModelConfig) -> Data:
         if shared:
             raise UserError(f"data.validation_files share trajectory '{shared[0]}' with data.files; give each file its own")
         split = dataclasses.replace(split, validation=tuple(sorted(names)))
-    train = _part(packs, split.train)
+    train, validation = _part(packs, split.train), _part(apart or packs, split.validation)
+    if not train or not validation:
+        raise UserError(
+            "no structures to train on or none to validate on; set data.validation above 0 or name validation_files"
+        )
     return Data(
         train=train,
-        validation=_part(apart or packs, split.validation),
+        validation=validation,
         test=_part(packs, split.test),
         split=split,
         files={str(p): sha256_of(p) for p in (*paths, *own)},
-        shortest=shortest_distances(train.chunks(MOST)),
         undeclared=sum(int(np.isin(p.arrays["trajectory"], p.about.undeclared).sum()) for p in (*packs, *apart)),
     )
 
@@ -144,10 +161,11 @@ def _split(packs: Sequence[Packed], config: DataConfig, validation: float) -> Sp
         return split_by_trajectory(_counts(packs), validation, config.test, config.split_seed)
     if len(packs) != 1 or len(packs[0].about.files) != 1:
         raise UserError("data.fold is for the structures of one task of MatBench; name its one file in data.files")
-    if all(np.isin(packs[0].target(name), (0.0, 1.0)).all() for name in packs[0].about.targets):
-        raise UserError("data.fold is for regression, and this task is to tell two classes apart; set data.test in its place")
-    names = [packs[0].trajectory(k) for k in range(len(packs[0]))]
-    return split_by_fold(names, packs[0].arrays["row"], config.fold, validation, config.split_seed)
+    (pack,) = packs
+    names = [pack.trajectory(k) for k in range(len(pack))]
+    targets = [pack.target(name)[:, 0] for name in pack.about.targets]
+    classes = targets[0] if len(targets) == 1 and np.isin(targets[0], (0.0, 1.0)).all() else None
+    return split_by_fold(names, pack.arrays["row"], config.fold, validation, config.split_seed, classes)
 
 
 def load_whole(files: Sequence[str], model: ModelConfig) -> tuple[Part, dict[str, str]]:
@@ -176,23 +194,6 @@ def _part(packs: tuple[Packed, ...], trajectories: Sequence[str]) -> Part:
     return Part(packs, np.concatenate(members))
 
 
-def fit_references(samples: Iterable[Sample]) -> Tensor:
-    """Energies of free elements, (119,) float64 eV, least squares of energy per atom on element fractions.
-
-    Where the data cannot tell elements apart (a compound of fixed composition) the solution of smallest norm is taken:
-    it fits just as well and shares the energy evenly.
-    """
-    found = [(s.graph.composition[known], s.energy[known]) for s in samples for known in [s.energy.isfinite()]]
-    counts = torch.cat([composition for composition, _ in found]).numpy()  # (G, 119)
-    energy = torch.cat([energies for _, energies in found]).numpy()
-    n_atoms = counts.sum(axis=1)
-    solution, *_ = np.linalg.lstsq(counts / n_atoms[:, None], energy / n_atoms, rcond=1e-10)
-    references = np.zeros(N_NUMBERS)
-    seen = counts.sum(axis=0) > 0
-    references[seen] = solution[seen]
-    return torch.from_numpy(references)
-
-
 def elements_seen(part: Part) -> list[str]:
     """Chemical symbols that occur, by atomic number."""
     seen = np.zeros(N_NUMBERS, bool)
@@ -214,23 +215,3 @@ def shortest_distances(samples: Iterable[Sample]) -> dict[str, float]:
         np.minimum.at(shortest, (numbers[0], numbers[1]), torch.linalg.vector_norm(sample.graph.edge_vector, dim=1).numpy())
     pairs = np.argwhere(np.isfinite(shortest)).tolist()
     return {f"{chemical_symbols[a]}-{chemical_symbols[b]}": float(shortest[a, b]) for a, b in pairs}
-
-
-def fit_scale(samples: Iterable[Sample]) -> Tensor:
-    """Root mean square of the force components times 1 Å, () float64 eV; 1 where all forces vanish or none is known.
-
-    Forces outnumber energies by 3N to one and carry most of the loss. With this unit a network whose output changes by
-    about 1 per Å, which is how a fresh one behaves, has forces of the right size from the first step.
-    """
-    forces = torch.cat([s.forces for s in samples])
-    scale = forces[forces.isfinite()].square().mean().sqrt()
-    return scale if float(scale) > 1e-8 else torch.ones((), dtype=torch.float64)
-
-
-def less_repulsion(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """Labels without what a model with ``zbl`` adds itself, so that references and scale are those of its network."""
-    repulsion = ZBL()
-    for sample in samples:
-        energies, edge_forces = derivatives.evaluate(repulsion, sample.graph)
-        energy = sample.energy - derivatives.energy(energies, sample.graph)
-        yield sample._replace(energy=energy, forces=sample.forces - derivatives.forces(edge_forces, sample.graph))

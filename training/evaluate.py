@@ -76,7 +76,7 @@ def evaluate(
     model, provenance = checkpoint.load_fitted(path)
     files = training_files(provenance, path) if structures is None else [structures]
     config = model.config
-    frames = read_frames(files, config.elements, config.cutoff, config.max_neighbours)
+    frames = read_frames(files, config.elements, config.cutoff, config.max_neighbours, config.properties)
     frames = chosen(frames, provenance, kept, path)
     tally, empty = Tally(), Tally()
     done = []

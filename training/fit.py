@@ -8,15 +8,17 @@ from typing import Any, Generic
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from triforces_deploy.errors import UserError
-from triforces_deploy.training.ranks import agree, sum_gradients
+from triforces_deploy.training.parcel import Parcel, unwrapped, wrapped
+from triforces_deploy.training.ranks import agree, start_alike
 from triforces_deploy.training.recipe import OptimiserConfig
+from triforces_deploy.training.sharded import Sharded
 from triforces_deploy.training.task import Batch, Figures, Judge, Task
-from triforces_deploy.training.transfer import groups, hold_still
+from triforces_deploy.training.transfer import hold_still
+from triforces_deploy.training.weights import Replicated, Weights
 
 
 def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
@@ -33,11 +35,14 @@ class Watcher:
     def on_step(self, step: int, lr: float, parts: dict[str, Tensor]) -> None:
         """After each optimiser step; the losses are of its batch, the sum first."""
 
-    def on_validation(self, step: int, score: float, figures: Figures) -> None:
-        """After each validation of the averaged weights."""
+    def on_validation(self, step: int, score: float, figures: Figures, learner: nn.Module) -> None:
+        """After each validation of what is learned with its averaged weights."""
 
     def on_lack_of_memory(self, pieces: int) -> None:
         """The step at hand is tried again in so many pieces, and so are all that follow."""
+
+    def save(self) -> None:
+        """Keep the state of the fit, of which every process may hold a part."""
 
     def on_bad_step(self, step: int, pieces: list[Any]) -> str:  # noqa: ARG002 - for those who save them
         """A step, counted from 1, whose loss or gradient is not a number and that was not made; where things were saved."""
@@ -70,31 +75,23 @@ class Fit:
         self.fabric, self.task, self.recipe, self.watcher = fabric, task, task.plan, watcher
         self.asked_to_stop, self.time_is_up = asked_to_stop, time_is_up
         self.model = fabric.to_device(task.new_learner())
+        start_alike(fabric, self.model)
         hold_still(self.model, task.plan.init, 0)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.optimiser.ema))
-        self.average.requires_grad_(False)
-        self.optimiser = self._new_optimiser()
+        shared = fabric.world_size > 1 and self.recipe.trainer.strategy == "sharded"
+        self.weights: Weights = (Sharded if shared else Replicated)(fabric, self.model, self.recipe)
         self.step = 0
         self.pieces = self.recipe.trainer.accumulate
         self.signal = 0
         self.out_of_time = False
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, as plain containers of tensors."""
-        return {
-            "step": self.step,
-            "pieces": self.pieces,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
+        """All that the rest of the run depends on, as plain containers of tensors; every process must ask for it."""
+        return {"step": self.step, "pieces": self.pieces, **self.weights.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a state; call it before the fit begins."""
         self.step, self.pieces = state["step"], state["pieces"]
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.weights.restore(state)
 
     def run(self) -> int:
         """Go on to the last step; 0, or the signal that stopped it between two steps."""
@@ -124,36 +121,31 @@ class Fit:
         """One step of the optimiser on this process' share of a batch; where memory runs out, none but smaller pieces."""
         lr = learning_rate(self.recipe.optimiser, self.step, self.recipe.trainer.steps)
         hold_still(self.model, self.recipe.init, self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr * group["rate"]
-        self.optimiser.zero_grad()
+        self.weights.begin(lr)
         parts, enough = self._gradients(pieces)
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        parts, enough = sum_gradients(self.fabric, parameters, parts, enough)
+        parts, enough = self.weights.sum_gradients(parts, enough)
         if not enough:
             self.pieces *= 2
             self.watcher.on_lack_of_memory(self.pieces)
             return
         loss = self.task.total(dict(zip(self.task.weights, parts, strict=True)))
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.optimiser.clip)
+        norm = self.weights.clip(self.recipe.optimiser.clip)
         if not bool(loss.isfinite() & norm.isfinite()):
+            self.watcher.save()
             saved = self.watcher.on_bad_step(self.step + 1, pieces)
             raise UserError(
                 f"the loss of step {self.step + 1} is not a number; lower optimiser.lr, or look for absurd labels{saved}"
             )
-        self.optimiser.step()
-        self.average.update_parameters(self.model)
+        self.weights.step()
         self.step += 1
         self.watcher.on_step(self.step, lr, {"loss": loss, **dict(zip(self.task.weights, parts, strict=True))})
+        if self.step % self.recipe.trainer.save_every == 0 and not self.at_validation:  # which saves too
+            self.watcher.save()
 
-    def validation_step(self, judge: Judge[Any], batch: Any) -> None:
+    def validation_step(self, judge: Judge[Any], learner: nn.Module, batch: Any) -> None:
         """Count one batch of a validation."""
         with self.fabric.autocast():
-            judge.add(self.average, self.fabric.to_device(batch))
-
-    def _new_optimiser(self) -> torch.optim.Optimizer:
-        found = groups(self.model, self.recipe.init, self.recipe.optimiser.weight_decay)
-        return torch.optim.AdamW(found, lr=self.recipe.optimiser.lr, fused=True)
+            judge.add(learner, self.fabric.to_device(batch))
 
     def _gradients(self, pieces: list[Any]) -> tuple[Tensor, bool]:
         """Add up the gradients of the pieces; this process' part of the losses, and whether there was memory enough."""
@@ -187,15 +179,18 @@ class Fit:
 
     def _loader(self, pieces: _Pieces[Any]) -> Iterator[list[Any]]:
         workers = self.recipe.trainer.workers
-        return iter(DataLoader(pieces, batch_size=None, collate_fn=_itself, num_workers=workers))
+        found = iter(DataLoader(pieces, batch_size=None, collate_fn=_itself, num_workers=workers))
+        return map(unwrapped, found) if workers else found
 
     def _validate(self) -> None:
         """On every process alike, so that all know the score."""
         judge = self.task.judge()
-        for batch in self.task.validation():
-            self.validation_step(judge, batch)
-        score, figures = judge.verdict()
-        self.watcher.on_validation(self.step, score, figures)
+        with self.weights.averaged() as learner:
+            for batch in self.task.validation():
+                self.validation_step(judge, learner, batch)
+            score, figures = judge.verdict()
+            self.watcher.on_validation(self.step, score, figures, learner)
+        self.watcher.save()
 
     def _agree(self) -> None:
         """Stop together: what one process was asked for holds for all."""
@@ -204,22 +199,22 @@ class Fit:
         self.signal, self.out_of_time = int(signal), bool(late)
 
 
-class _Pieces(IterableDataset[list[Batch]], Generic[Batch]):
-    """The batches of some steps in pieces; several workers take turns, step by step, so that the order stays."""
+class _Pieces(IterableDataset[list[Batch] | Parcel], Generic[Batch]):
+    """The batches of some steps in pieces, which workers wrap; they take turns, step by step, so that the order stays."""
 
     def __init__(self, task: Task[Batch], steps: range, fabric: Fabric, pieces: int) -> None:
         self.task, self.steps, self.pieces = task, steps, pieces
         self.rank, self.ranks = fabric.global_rank, fabric.world_size
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[list[Batch] | Parcel]:
         worker = get_worker_info()
         steps = self.steps if worker is None else self.steps[worker.id :: worker.num_workers]
         shares = range(self.rank, self.ranks * self.pieces, self.ranks)
         for pieces in zip(*(self.task.batches(steps, share, self.ranks * self.pieces) for share in shares), strict=True):
-            yield list(pieces)
+            yield list(pieces) if worker is None else wrapped(list(pieces))
 
 
-def _itself(pieces: list[Any]) -> list[Any]:
+def _itself(pieces: list[Any] | Parcel) -> list[Any] | Parcel:
     return pieces
 
 

@@ -13,7 +13,7 @@ from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
 from triforces_deploy.training.batches import Stream, cut
-from triforces_deploy.training.data import elements_seen, load, load_whole
+from triforces_deploy.training.data import MOST, elements_seen, load, load_whole, shortest_distances
 from triforces_deploy.training.recipe import Recipe
 from triforces_deploy.training.structures import Sample
 from triforces_deploy.training.task import Task
@@ -31,10 +31,7 @@ class Labelled(Task[Sample]):
         self.plan = plan
         self.data = load(plan.data, plan.model)
         self.files = self.data.files
-        if not self.data.train or not self.data.validation:
-            raise UserError(
-                "no structures to train on or none to validate on; set data.validation above 0 or name validation_files"
-            )
+        self.shortest = shortest_distances(self.data.train.chunks(MOST))
         self.started_from: dict[str, Any] = {}
         trainer, replay = plan.trainer, plan.init.replay
         self.old, share = None, 0.0
@@ -62,7 +59,7 @@ class Labelled(Task[Sample]):
             **self.started_from,
             **({"replayed": dict(self.replayed)} if self.replayed else {}),
             "elements": elements_seen(data.train),
-            "shortest_distances": data.shortest,
+            "shortest_distances": self.shortest,
             "frames": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
         }
 

@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from triforces_deploy.allocator import keep_freed_memory
 from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
 from triforces_deploy.stopping import watched_signals
 from triforces_deploy.training.fit import Fit, Watcher
+from triforces_deploy.training.joint import JointFit
 from triforces_deploy.training.loggers import Logger, start
 from triforces_deploy.training.pretraining import Pretraining
 from triforces_deploy.training.progress import Bar
 from triforces_deploy.training.properties import PropertyFit
-from triforces_deploy.training.ranks import new_fabric, quiet, start_alike
+from triforces_deploy.training.ranks import new_fabric, quiet, refuse_others
 from triforces_deploy.training.recipe import Recipe
-from triforces_deploy.training.run_folder import RunFolder
+from triforces_deploy.training.run_folder import RunFolder, identity
 from triforces_deploy.training.supervised import Supervised
 from triforces_deploy.training.task import Figures, Task
+from triforces_deploy.training.transfer import settled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,8 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
     if plan.trainer.threads is not None:
         torch.set_num_threads(plan.trainer.threads)
     fabric = new_fabric(plan.trainer)
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     plan.model.refuse_frozen()
     if plan.model.uncertainty:
         raise UserError(
@@ -81,11 +86,11 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
         fabric.launch()  # the other processes run the same command from its start
         folder = RunFolder(out, task, fabric)
         state = folder.load_state() if resume else None
+        refuse_others(fabric, identity(task), state["fit"]["step"] if state else 0)
         recorder = _Recorder(folder, task, Bar(plan.trainer.steps, progress and fabric.is_global_zero))
-        watcher = recorder if fabric.is_global_zero else _Helper(folder)
+        watcher: _Recorder | _Helper = recorder if fabric.is_global_zero else _Helper(folder)
         fit = Fit(fabric, task, watcher, lambda: asked[0] if asked else 0, recorder.late)
-        recorder.fit = fit
-        start_alike(fabric, fit.model)
+        recorder.fit = watcher.fit = fit
         fabric.barrier()  # no state is removed that another process has yet to read
         if state is not None:
             recorder.restore(state, fabric.is_global_zero)
@@ -95,8 +100,12 @@ def train(plan: Recipe, out: Path, *, resume: bool = True, progress: bool = True
 
 
 def _task(plan: Recipe) -> Task[Any]:
+    fitted = None if plan.objective is not None else plan.model.properties
+    plan = dataclasses.replace(plan, init=settled(plan.init, fitted))
     if plan.objective is not None:
         return Pretraining(plan)
+    if plan.loss.joint:
+        return JointFit(plan)
     return PropertyFit(plan) if plan.model.properties else Supervised(plan)
 
 
@@ -110,8 +119,10 @@ def _run(fit: Fit, recorder: _Recorder) -> TrainResult:
                 signal_number = fit.run()
             finally:
                 recorder.close()
+            if signal_number:
+                fit.watcher.save()
             if main:
-                recorder.end(signal_number)
+                recorder.folder.draw()
     fit.fabric.barrier()  # who ends first would be taken for dead
     status = "interrupted" if signal_number else "finished" if fit.step >= steps else "out of time"
     return TrainResult(
@@ -166,12 +177,6 @@ class _Recorder(Watcher):
         limit = self.task.plan.trainer.max_minutes
         return limit is not None and self.seconds() > 60 * limit
 
-    def end(self, signal_number: int) -> None:
-        """Save what a validation has not saved, and draw the curves."""
-        if signal_number:
-            self.save()
-        self.folder.draw()
-
     def close(self) -> None:
         """Let go of the loggers."""
         for logger in self._loggers:
@@ -183,7 +188,6 @@ class _Recorder(Watcher):
             logger.row(row)
 
     def save(self) -> None:
-        """Write the state."""
         metrics = as_dict(self.best_metrics) if self.best_metrics else None
         content = {"fit": self.fit.state(), "best_score": self.best_score, "best_metrics": metrics}
         content |= {"sums": self._sums, "count": self._count, "lr": self._lr}
@@ -198,24 +202,20 @@ class _Recorder(Watcher):
             means = {c: s / self._count for c, s in zip(self.task.training_columns, self._sums, strict=True)}
             self._log({"step": step, "lr": lr, **means})
             self._sums, self._count = [0.0] * len(self._sums), 0
-        if step % trainer.save_every == 0 and not self.fit.at_validation:
-            self.save()
 
-    def on_validation(self, step: int, score: float, figures: Figures) -> None:
+    def on_validation(self, step: int, score: float, figures: Figures, learner: nn.Module) -> None:
         self._log({"step": step, "lr": self._lr, "val_score": score, **figures.row()})
-        model = self.task.model_of(self.fit.average.module)
+        model = self.task.model_of(learner)
         if score < self.best_score:
             self.best_score, self.best_metrics = score, figures
             self.folder.save_model(self.folder.best, model, step, figures)
         self.folder.save_model(self.folder.last, model, step, figures)
-        self.save()
         self.bar.validated(step, figures)
 
     def on_lack_of_memory(self, pieces: int) -> None:
         self.bar.say(f"memory ran out: from here on each process takes its share of a batch in {pieces} pieces")
 
     def on_bad_step(self, step: int, pieces: list[Any]) -> str:
-        self.save()
         self.folder.save_batch(step, pieces)
         return f"; {self.folder.state} has the weights before it and {self.folder.bad_batch} its structures"
 
@@ -223,8 +223,13 @@ class _Recorder(Watcher):
 class _Helper(Watcher):
     """In the processes that are not the main one."""
 
+    fit: Fit
+
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+
+    def save(self) -> None:
+        self.fit.state()
 
     def on_bad_step(self, step: int, pieces: list[Any]) -> str:
         self.folder.save_batch(step, pieces)

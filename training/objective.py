@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel
 
 from triforces_deploy import derivatives
 from triforces_deploy.graph import Graph
@@ -42,10 +41,9 @@ def predict(energies_of: Callable[[Graph], Tensor], graph: Graph, create_graph: 
     A structure without volume gets its virial in place of a stress: a NaN there would reach every weight through the
     gradient, although no label is ever compared with it.
     """
-    model = energies_of.module if isinstance(energies_of, AveragedModel) else energies_of
-    if isinstance(model, Model) and model.direct is not None:
+    if isinstance(energies_of, Model) and energies_of.direct is not None:
         with torch.set_grad_enabled(create_graph):
-            energies, read = model.directly(graph)
+            energies, read = energies_of.directly(graph)
         return Prediction(derivatives.energy(energies, graph), *read)
     energies, edge_forces = derivatives.evaluate(energies_of, graph, create_graph)
     flat = torch.linalg.det(graph.cell) == 0

@@ -8,16 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
-from triforces_deploy.properties import isotropic
 from triforces_deploy.property_config import PropertyConfig
-from triforces_deploy.training.data import MOST
+from triforces_deploy.training.classification import CLASS_COLUMNS, ClassError, ClassTally
+from triforces_deploy.training.data import MOST, Part
 from triforces_deploy.training.labelled import Labelled
-from triforces_deploy.training.objective import penalty
-from triforces_deploy.training.recipe import LossConfig, Recipe
+from triforces_deploy.training.property_labels import labelled, mean_and_spread, property_loss
+from triforces_deploy.training.recipe import Recipe
 from triforces_deploy.training.structures import Sample
 
 
@@ -32,51 +30,110 @@ class PropertyError:
     r2: float
     """1 − Σ error² / Σ (label − mean label)², the mean being that of each component; NaN where all labels are alike."""
 
+    def line(self, name: str) -> str:
+        """For a person."""
+        return f"MAE {name} {self.mae:.4g} (R² {self.r2:.3f})"
+
+    def row(self, name: str) -> dict[str, float]:
+        """The errors by their columns in the log."""
+        return {f"val_{name}_mae": self.mae, f"val_{name}_rmse": self.rmse}
+
 
 @dataclasses.dataclass(frozen=True)
 class PropertyMetrics:
     """Errors by the name of the property."""
 
     structures: int
-    errors: dict[str, PropertyError]
+    errors: dict[str, PropertyError | ClassError]
 
     def line(self) -> str:
-        """Mean absolute errors, for a person."""
-        return "MAE " + ", ".join(f"{name} {e.mae:.4g} (R² {e.r2:.3f})" for name, e in self.errors.items())
+        """One figure of each, for a person."""
+        return ", ".join(e.line(name) for name, e in self.errors.items())
 
     def row(self) -> dict[str, float]:
         """Errors by their columns in the log."""
-        mae = {f"val_{name}_mae": e.mae for name, e in self.errors.items()}
-        return mae | {f"val_{name}_rmse": e.rmse for name, e in self.errors.items()}
+        return {column: value for name, e in self.errors.items() for column, value in e.row(name).items()}
+
+
+class _ErrorTally:
+    """Adds up errors batch by batch, in float64."""
+
+    def __init__(self, components: int) -> None:
+        self._sums = torch.zeros(5, components, dtype=torch.float64)
+
+    def add(self, label: Tensor, found: Tensor) -> None:
+        """Count (R, K) of both."""
+        label = label.cpu()
+        error = found.cpu() - label
+        terms = (torch.ones_like(label), error.abs(), error.square(), label, label.square())
+        self._sums += torch.stack([term.sum(0) for term in terms])
+
+    def error(self) -> PropertyError:
+        """Of everything added so far; NaN of what has no labels."""
+        n, absolute, square, label, label2 = self._sums
+        around = (label2 - label.square() / n).sum()
+        labels = int(n[0])
+        r2 = 1 - square.sum() / around if labels and float(around) > 1e-12 * float(label2.sum()) else around * torch.nan
+        mae, rmse = absolute.sum() / n.sum(), (square.sum() / n.sum()).sqrt()
+        return PropertyError(labels, float(mae), float(rmse), float(r2))
 
 
 class PropertyTally:
-    """Adds up errors batch by batch, in float64."""
+    """Counts what is labelled, property by property."""
 
     def __init__(self, properties: Iterable[PropertyConfig]) -> None:
-        self._sums = {p.name: torch.zeros(5, p.components(), dtype=torch.float64) for p in properties}
+        self._tallies = {p.name: ClassTally() if p.kind == "binary" else _ErrorTally(p.components()) for p in properties}
         self._structures = 0
 
     def add(self, found: dict[str, Tensor], sample: Sample) -> None:
         """Count one batch: (R, K) of each property."""
         self._structures += len(sample.energy)
-        for name, sums in self._sums.items():
-            known = _known(sample.targets[name])
-            label = sample.targets[name][known].cpu()
-            error = found[name].detach()[known].cpu() - label
-            terms = (torch.ones_like(label), error.abs(), error.square(), label, label.square())
-            sums += torch.stack([term.sum(0) for term in terms])
+        for name, tally in self._tallies.items():
+            known = labelled(sample.targets[name])
+            tally.add(sample.targets[name][known], found[name].detach()[known])
 
     def metrics(self) -> PropertyMetrics:
         """Of everything added so far; NaN of what has no labels."""
-        errors = {}
-        for name, (n, absolute, square, label, label2) in self._sums.items():
-            around = (label2 - label.square() / n).sum()
-            labels = int(n[0])
-            r2 = 1 - square.sum() / around if labels and float(around) > 1e-12 * float(label2.sum()) else around * torch.nan
-            mae, rmse = absolute.sum() / n.sum(), (square.sum() / n.sum()).sqrt()
-            errors[name] = PropertyError(labels, float(mae), float(rmse), float(r2))
-        return PropertyMetrics(self._structures, errors)
+        return PropertyMetrics(self._structures, {name: tally.error() for name, tally in self._tallies.items()})
+
+
+class PropertyLosses:
+    """What a fit of properties does beside those of energies, or alone.
+
+    Args:
+        plan: its model has properties.
+    """
+
+    def __init__(self, plan: Recipe) -> None:
+        self.plan, self.wanted = plan, plan.model.properties
+        self.weights = {f"loss_{p.name}": float(plan.loss.properties.get(p.name, 1.0)) for p in self.wanted}
+        figures = {"binary": CLASS_COLUMNS}
+        self.columns = tuple(f"val_{p.name}_{of}" for p in self.wanted for of in figures.get(p.kind, ("mae", "rmse")))
+        self.scales: dict[str, float] = {}
+
+    def fit_to_labels(self, model: Model, train: Part) -> None:
+        """Set means and spreads of the heads, where they are new; UserError where a property has no labels."""
+        heads = model.properties
+        assert heads is not None
+        if "heads" not in self.plan.init.taken():
+            for k, wanted in enumerate(self.wanted):
+                heads.mean[k], heads.spread[k] = mean_and_spread(wanted, train.chunks(MOST))
+        self.scales = {p.name: float(s) for p, s in zip(self.wanted, heads.spread, strict=True)}
+
+    def losses(self, found: dict[str, Tensor], batch: Sample) -> dict[str, Tensor]:
+        """ℓ of each property, by the names of ``weights``."""
+        return {
+            f"loss_{p.name}": property_loss(p, found[p.name], batch, self.scales[p.name], self.plan.loss) for p in self.wanted
+        }
+
+    def counts(self, batch: Sample) -> dict[str, float]:
+        """What has each label."""
+        return {f"loss_{p.name}": float(labelled(batch.targets[p.name]).sum()) for p in self.wanted}
+
+    def figures(self, record: dict[str, Any]) -> PropertyMetrics:
+        """Those that ``as_dict`` made a record of."""
+        kinds = {p.name: ClassError if p.kind == "binary" else PropertyError for p in self.wanted}
+        return PropertyMetrics(record["structures"], {name: kinds[name](**v) for name, v in record["errors"].items()})
 
 
 class PropertyFit(Labelled):
@@ -88,95 +145,53 @@ class PropertyFit(Labelled):
 
     def __init__(self, plan: Recipe) -> None:
         super().__init__(plan)
-        self.properties = plan.model.properties
-        self.weights = {f"loss_{p.name}": float(plan.loss.properties.get(p.name, 1.0)) for p in self.properties}
-        self.validation_columns = tuple(f"val_{p.name}_{of}" for p in self.properties for of in ("mae", "rmse"))
-        self.scales: dict[str, float] = {}
+        self.of_properties = PropertyLosses(plan)
+        self.weights, self.validation_columns = self.of_properties.weights, self.of_properties.columns
 
     def fit_to_labels(self, model: Model) -> None:
-        heads = model.properties
-        assert heads is not None
-        if "heads" not in self.plan.init.taken():
-            for k, wanted in enumerate(self.properties):
-                heads.mean[k], heads.spread[k] = mean_and_spread(wanted, self.data.train.chunks(MOST))
-        self.scales = {p.name: float(s) for p, s in zip(self.properties, heads.spread, strict=True)}
+        self.of_properties.fit_to_labels(model, self.data.train)
 
     def losses(self, learner: nn.Module, batch: Sample) -> dict[str, Tensor]:
-        return dict(zip(self.weights, self.parts(learner, batch)[1], strict=True))
-
-    def parts(self, learner: nn.Module, batch: Sample) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """What the model says, and ℓ of each property."""
-        model = learner.module if isinstance(learner, AveragedModel) else learner
-        assert isinstance(model, Model)
-        found = model.properties_of(batch.graph)
-        return found, [property_loss(p, found[p.name], batch, self.scales[p.name], self.plan.loss) for p in self.properties]
+        return self.of_properties.losses(network(learner).properties_of(batch.graph), batch)
 
     def counts(self, batch: Sample) -> dict[str, float]:
-        return {f"loss_{p.name}": float(_known(batch.targets[p.name]).sum()) for p in self.properties}
+        return self.of_properties.counts(batch)
 
-    def judge(self) -> _Judge:
-        return _Judge(self, PropertyTally(self.properties))
+    def judge(self) -> PropertyJudge:
+        return PropertyJudge(self.of_properties)
 
     def figures(self, record: dict[str, Any]) -> PropertyMetrics:
-        return PropertyMetrics(record["structures"], {k: PropertyError(**v) for k, v in record["errors"].items()})
+        return self.of_properties.figures(record)
 
 
-@dataclasses.dataclass
-class _Judge:
+class PropertyJudge:
     """The score is the weighted loss, each part a mean over what has the label."""
 
-    task: PropertyFit
-    tally: PropertyTally
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    seen: dict[str, float] = dataclasses.field(default_factory=dict)
+    def __init__(self, of_properties: PropertyLosses) -> None:
+        self.of_properties, self.tally = of_properties, PropertyTally(of_properties.wanted)
+        self.sums, self.seen = dict.fromkeys(of_properties.weights, 0.0), dict.fromkeys(of_properties.weights, 0.0)
 
     @torch.no_grad()
     def add(self, learner: nn.Module, batch: Sample) -> None:
-        found, parts = self.task.parts(learner, batch)
+        """Count one batch."""
+        self.count(network(learner).properties_of(batch.graph), batch)
+
+    def count(self, found: dict[str, Tensor], batch: Sample) -> None:
+        """Count what a model says of one batch."""
         self.tally.add(found, batch)
-        for (name, n), part in zip(self.task.counts(batch).items(), parts, strict=True):
-            self.sums[name] = self.sums.get(name, 0.0) + n * float(part)
-            self.seen[name] = self.seen.get(name, 0.0) + n
+        parts = self.of_properties.losses(found, batch)
+        for name, n in self.of_properties.counts(batch).items():
+            self.sums[name] += n * float(parts[name].detach())
+            self.seen[name] += n
 
     def verdict(self) -> tuple[float, PropertyMetrics]:
-        score = sum(weight * self.sums[name] / max(1.0, self.seen[name]) for name, weight in self.task.weights.items())
+        """Score and figures."""
+        weights = self.of_properties.weights
+        score = sum(weight * self.sums[name] / max(1.0, self.seen[name]) for name, weight in weights.items())
         return score, self.tally.metrics()
 
 
-def property_loss(wanted: PropertyConfig, found: Tensor, sample: Sample, scale: float, config: LossConfig) -> Tensor:
-    """ℓ of (R, K) predictions in units of the spread, () ; the mean over what is labelled, 0 where nothing is."""
-    label = sample.targets[wanted.name]
-    # Labels are chosen before the penalty: a NaN that is masked after it would still poison the gradient.
-    known = _known(label)
-    error = ((found - label) / (per(wanted, sample)[:, None] * scale))[known]
-    values = penalty(error, config.properties_form, config.huber_delta)
-    return values.sum() / max(1, len(values))
-
-
-def mean_and_spread(wanted: PropertyConfig, samples: Iterable[Sample]) -> tuple[float, float]:
-    """Mean of what no rotation changes, and root mean square of the components around it; of a 'sum' per atom.
-
-    Raises:
-        UserError: no labels to train on.
-    """
-    rows = [(s.targets[wanted.name] / per(wanted, s)[:, None])[_known(s.targets[wanted.name])] for s in samples]
-    labels = torch.cat(rows)
-    if len(labels) == 0:
-        raise UserError(f"no structure to train on has the property '{wanted.name}'; add some, or leave it out")
-    if wanted.kind == "tensor" and not torch.allclose(labels, labels.view(-1, 3, 3).mT.flatten(1), rtol=1e-3, atol=1e-6):
-        raise UserError(f"the property '{wanted.name}' is no symmetric tensor; make it symmetric, or leave it out")
-    unit = isotropic(wanted).to(labels)
-    mean = (labels @ unit).mean() / unit.sum().clamp(min=1.0)
-    spread = (labels - mean * unit).square().mean().sqrt()
-    return float(mean), float(spread) if float(spread) > 1e-12 * (1 + abs(float(mean))) else 1.0
-
-
-def per(wanted: PropertyConfig, sample: Sample) -> Tensor:
-    """What labels are divided by, (R,): the number of atoms where a structure's is their sum."""
-    rows = torch.ones(len(sample.targets[wanted.name]), dtype=torch.float64, device=sample.energy.device)
-    return sample.graph.composition.sum(dim=1).to(rows) if wanted.of == "structure" and wanted.pooling == "sum" else rows
-
-
-def _known(labels: Tensor) -> Tensor:
-    """(R,) whether all components are there."""
-    return labels.isfinite().all(dim=1)
+def network(learner: nn.Module) -> Model:
+    """What a fit to labels trains is a model itself."""
+    assert isinstance(learner, Model)
+    return learner

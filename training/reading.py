@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +14,17 @@ from numpy.typing import NDArray
 
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
+from triforces_deploy.nn.scratch import VARIABLE
 from triforces_deploy.property_config import PropertyConfig
 from triforces_deploy.training.packed import Packed, index_file, open_packed
 from triforces_deploy.training.packed_index import INDEX
 from triforces_deploy.training.packing import Labels, Packer
+from triforces_deploy.training.sources.base import Record
 from triforces_deploy.training.sources.table import read_records
 from triforces_deploy.training.structures import Frame
+
+OVERLAPS = 1.0
+"""Å. Neighbours looked for where nothing but atoms on top of each other matters."""
 
 
 def read_packed(
@@ -83,6 +90,58 @@ def _read(path: Path, elements: Sequence[str], cutoff: float, needs_labels: bool
     if packer.counts["structures"] == 0:
         raise UserError(f"{path} holds no structures; expected at least one with energy and forces")
     return packer.packed()
+
+
+def read_structures(paths: Sequence[Path], elements: Sequence[str], cutoff: float | None) -> list[Packed]:
+    """The same without labels, each file for itself, for those who make graphs of their own; memory does not grow with them.
+
+    Folders that ``tfdeploy data convert`` made are mapped. Other files are read and checked now, every structure, into a
+    folder of ``TFDEPLOY_SCRATCH``, or where temporary files go, that has lost its name when this returns.
+
+    Args:
+        paths: as above.
+        elements: symbols that the model knows.
+        cutoff: Å, that neighbour lists must reach; None where nobody needs any.
+
+    Raises:
+        UserError: as above, apart from labels; a disk without room.
+    """
+    found = []
+    for path in map(index_file, paths):
+        here = open_packed(path) if path.name == INDEX else _aside(path, elements, OVERLAPS if cutoff is None else cutoff)
+        found.append(here.seen_by(elements, here.about.cutoff if cutoff is None else cutoff, None, str(path)))
+    return found
+
+
+def _aside(path: Path, elements: Sequence[str], cutoff: float) -> Packed:
+    where = os.environ.get(VARIABLE, tempfile.gettempdir())
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="tfdeploy-", dir=where, ignore_cleanup_errors=True) as name,
+            Packer(cutoff, Path(name)) as packer,
+        ):
+            for k, record in read_records(existing(path, "structures, labelled or not")):
+                _add_unlabelled(packer, Record(record.atoms, record.trajectory), elements, path, k)
+            if packer.counts["structures"] == 0:
+                raise UserError(f"{path} holds no structures; expected at least one")
+            packer.write_index({})
+            return open_packed(Path(name) / INDEX)  # what is mapped outlives its name
+    except OSError as error:
+        raise UserError(
+            f"cannot keep the structures of {path} in {where}: {error.strerror or error}; set {VARIABLE} to a folder with "
+            "room, or convert them (`tfdeploy data convert`)"
+        ) from error
+
+
+def _add_unlabelled(packer: Packer, record: Record, elements: Sequence[str], path: Path, k: int) -> None:
+    atoms = record.atoms
+    atoms.calc = None
+    _check(atoms, elements, f"{path}@{k}", needs_labels=False)
+    unknown = Labels(float("nan"), np.full((len(atoms), 3), np.nan), np.full((3, 3), np.nan))
+    try:
+        packer.add(record, unknown, path, k)
+    except UserError as error:
+        raise UserError(f"{path}@{k}: {error}; mend or remove the frame") from error
 
 
 def labels_of(atoms: Atoms, name: str) -> Labels:

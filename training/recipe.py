@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from triforces_deploy.config import ModelConfig, read, read_yaml
+from triforces_deploy.config import ModelConfig, as_dict, read, read_yaml
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing
 from triforces_deploy.training.data import DataConfig, Unit
 from triforces_deploy.training.importance import ImportanceConfig
 from triforces_deploy.training.objectives.config import ObjectiveConfig
-from triforces_deploy.training.transfer import InitConfig
+from triforces_deploy.training.transfer import InitConfig, model_of
 from triforces_deploy.training.view_config import ViewsConfig
 
 Form = Literal["mae", "mse", "huber", "l2"]
@@ -40,9 +40,12 @@ class LossConfig:
     """Where 'huber' turns from square to linear, in the units of the quantity."""
     properties: dict[str, float] = dataclasses.field(default_factory=dict)
     """Weights of ``model.properties`` by name, 1 where not given. There is no other loss then: Σ_p w_p ℓ(Δ_p / s_p), with
-    s_p the spread of the training labels, of 'sum' both per atom; every labelled structure or atom counts the same."""
+    s_p the spread of the training labels, of 'sum' both per atom; every labelled structure or atom counts the same. Of
+    'binary' ones ℓ is −ln of the probability of what is so."""
     properties_form: Form = "mae"
     """Of ℓ; what ``huber_delta`` is then counted in is s_p."""
+    joint: bool = False
+    """Fit energies, forces and stress as well as ``model.properties``: the sum of both losses."""
     importance: ImportanceConfig | None = None
     """Let forces near foreign atoms count more, in training alone; see importance.py."""
 
@@ -88,6 +91,11 @@ class TrainerConfig:
     devices: int = 1
     """Processes on each node, one per GPU; the command starts them itself, or finds itself started by srun or torchrun."""
     nodes: int = 1
+    """Started by srun or torchrun, or one command on each with MASTER_ADDR, MASTER_PORT and NODE_RANK; see launch.py."""
+    strategy: Literal["replicated", "sharded", "fsdp"] = "replicated"
+    """What several processes share besides the batch: 'sharded' leaves each only its part of what the optimiser and the
+    moving average remember; see sharded.py, and there why 'fsdp' is refused. A run may go on with the other, and with another
+    number of processes."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Besides log.csv, which is always there; wandb is not installed with this package."""
     threads: int | None = None
@@ -99,6 +107,7 @@ class Recipe:
     """Everything that decides what comes out, besides the content of the data files."""
 
     model: ModelConfig
+    """With ``init.checkpoint`` a file need say no more than what shall be another than in the checkpoint, such as streams."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     objective: ObjectiveConfig | None = None
@@ -112,7 +121,7 @@ class Recipe:
     seed: int = 0
 
 
-def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = True) -> Recipe:
+def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = True, start: Path | None = None) -> Recipe:
     """Read a recipe file, or one of the package by its bare name (minimal, demo, paper, pretrain, finetune, properties).
 
     Args:
@@ -120,12 +129,19 @@ def load_recipe(path: str | Path, files: Sequence[Path] = (), streams: bool = Tr
             each section.
         files: labelled structures that take the place of ``data.files``.
         streams: False leaves the composition and the structure stream out, for comparison.
+        start: checkpoint that takes the place of ``init.checkpoint``.
 
     Raises:
         UserError: no such file, not YAML, an unknown key or a value that cannot be.
     """
     found = _find(Path(path))
-    recipe = read(Recipe, _with_base(found), found.name)
+    said = _with_base(found)
+    init = read(InitConfig, said.get("init") or {}, f"{found.name}.init")
+    if start is not None:
+        init = dataclasses.replace(init, checkpoint=str(start))
+    if init.checkpoint:
+        said = {**said, "init": as_dict(init), "model": model_of(init, said.get("model") or {}, f"{found.name}.model")}
+    recipe = read(Recipe, said, found.name)
     _check(recipe, found.name)
     if files:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, files=tuple(str(f) for f in files)))
@@ -169,6 +185,8 @@ def _check(recipe: Recipe, where: str) -> None:
     if w.importance is not None:
         w.importance.check(f"{where}.loss.importance")
     names = [p.name for p in recipe.model.properties]
+    if w.joint and not (names and recipe.model.direct is False):
+        raise UserError(f"{where}.loss.joint: expected model.properties beside conservative forces; set it to false")
     if names and recipe.objective is not None:
         raise UserError(f"{where}.model.properties: pretraining fits none; leave them out, and start from what it gives")
     for name, value in w.properties.items():
@@ -194,6 +212,11 @@ def _check(recipe: Recipe, where: str) -> None:
     for name, value in not_negative.items():
         if not value >= 0:
             raise UserError(f"{where}.{name}: expected 0 or more, got {value}")
+    if t.strategy == "fsdp":
+        raise UserError(
+            f"{where}.trainer.strategy: FSDP frees weights that the derivative of the forces still needs; 'sharded' shares all "
+            "but the weights themselves"
+        )
     if w.energy + w.forces + w.stress == 0:
         raise UserError(f"{where}.loss: all weights are 0; give energy, forces or stress one above 0")
     for name, value in {"optimiser.ema": o.ema, "optimiser.final": o.final}.items():

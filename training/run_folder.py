@@ -63,7 +63,7 @@ class RunFolder:
             raise UserError(f"{self.state} is damaged; remove it to start over") from error
         if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
             raise UserError(f"{self.state} is of another version of triforces-deploy; remove it to start over")
-        ours, theirs = json.loads(_identity(self.task)), json.loads(state["run"])
+        ours, theirs = json.loads(identity(self.task)), json.loads(state["run"])
         changed = [key for key, value in ours.items() if value != theirs.get(key)]
         if changed:
             raise UserError(
@@ -76,7 +76,7 @@ class RunFolder:
         """Write what :meth:`load_state` reads."""
         with replacing(self.state) as part:
             try:
-                torch.save({**content, "format": STATE_FORMAT, "run": _identity(self.task)}, part)
+                torch.save({**content, "format": STATE_FORMAT, "run": identity(self.task)}, part)
             except RuntimeError as error:  # how torch reports a full disk
                 raise UserError(f"cannot write {self.state}: {str(error).splitlines()[0]}; free some space") from error
 
@@ -135,10 +135,10 @@ class RunFolder:
         }
 
 
-def _identity(task: Task[Any]) -> str:
+def identity(task: Task[Any]) -> str:
     """What may not change between two calls of one run, as JSON; how long, how often and where may."""
     content = as_dict(task.plan)
-    for key in ("max_minutes", "save_every", "threads", "device", "devices", "nodes", "workers", "loggers"):
+    for key in ("max_minutes", "save_every", "threads", "device", "devices", "nodes", "strategy", "workers", "loggers"):
         del content["trainer"][key]
     for key in ("files", "validation_files"):  # may have moved; their content counts
         del content["data"][key]

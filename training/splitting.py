@@ -12,7 +12,8 @@ from triforces_deploy.errors import UserError
 
 FOLDS = 5
 FOLD_SEED = 18012019
-"""Of MatBench v0.1, for its regression tasks: scikit-learn's ``KFold(5, shuffle=True, random_state=18012019)``."""
+"""Of MatBench v0.1: scikit-learn's ``KFold(5, shuffle=True, random_state=18012019)`` for numbers, and its ``StratifiedKFold``
+with the same for two classes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,32 @@ def fold_of(rows: int, fold: int) -> NDArray[np.int64]:
     return np.sort(np.array_split(shuffled, FOLDS)[fold])
 
 
-def split_by_fold(names: Sequence[str], row: NDArray[np.int64], fold: int, validation: float, seed: int) -> Split:
+def stratified_fold_of(classes: NDArray[np.float64], fold: int) -> NDArray[np.int64]:
+    """The same where two classes are to be told apart: each fold has its share of both.
+
+    What scikit-learn does: the sorted classes are dealt to the folds in turn, which says how many each fold gets of a class;
+    then the places of each class are shuffled, that of the first row before the other.
+    """
+    _, first, of_rows = np.unique(classes, return_index=True, return_inverse=True)
+    of_rows = np.argsort(np.argsort(first))[of_rows]  # numbered by where they come first
+    dealt = np.sort(of_rows)
+    counts = np.array([np.bincount(dealt[k::FOLDS], minlength=len(first)) for k in range(FOLDS)])
+    rng, folds = np.random.RandomState(FOLD_SEED), np.empty(len(classes), np.int64)
+    for k in range(len(first)):
+        places = np.arange(FOLDS).repeat(counts[:, k])
+        rng.shuffle(places)
+        folds[of_rows == k] = places
+    return np.nonzero(folds == fold)[0]
+
+
+def split_by_fold(
+    names: Sequence[str],
+    row: NDArray[np.int64],
+    fold: int,
+    validation: float,
+    seed: int,
+    classes: NDArray[np.float64] | None = None,
+) -> Split:
     """The official test part of a task, and a fraction of the rest to validate on.
 
     Args:
@@ -62,6 +88,7 @@ def split_by_fold(names: Sequence[str], row: NDArray[np.int64], fold: int, valid
         fold: 0 to 4.
         validation: fraction of the structures that are not tested.
         seed: of their choice.
+        classes: (S,) 0 or 1, where that is the task.
 
     Raises:
         UserError: a structure of the file is missing, so that rows do not mean what they mean to others.
@@ -71,6 +98,7 @@ def split_by_fold(names: Sequence[str], row: NDArray[np.int64], fold: int, valid
             "data.fold needs every structure of the task, in the file's order and each for itself, and some were left out; "
             "name the JSON file itself in data.files"
         )
-    test = {names[k] for k in fold_of(len(names), fold).tolist()}
+    tested = fold_of(len(names), fold) if classes is None else stratified_fold_of(classes, fold)
+    test = {names[k] for k in tested.tolist()}
     left = split_by_trajectory({name: 1 for name in names if name not in test}, validation, 0.0, seed)
     return dataclasses.replace(left, test=tuple(sorted(test)))

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from triforces_deploy.model import Model
-from triforces_deploy.training.data import MOST, Part, fit_references, fit_scale, less_repulsion
+from triforces_deploy.training.data import MOST, Part
 from triforces_deploy.training.importance import importance
 from triforces_deploy.training.labelled import Labelled
-from triforces_deploy.training.objective import Metrics, Tally, known, losses, predict
+from triforces_deploy.training.normalising import fit_references, fit_scale, less_repulsion
+from triforces_deploy.training.objective import Metrics, Prediction, Tally, known, losses, predict
 from triforces_deploy.training.recipe import Recipe
 from triforces_deploy.training.structures import Sample
 from triforces_deploy.training.transfer import adjust_references, zero_of
@@ -30,7 +31,7 @@ class Supervised(Labelled):
         UserError: bad data, or nothing to train or to validate on.
     """
 
-    validation_columns = (
+    validation_columns: tuple[str, ...] = (
         "val_energy_mae", "val_energy_rmse", "val_forces_mae", "val_forces_rmse", "val_stress_mae", "val_stress_rmse",
     )  # fmt: skip
     """In meV/atom, meV/Å, meV/Å³."""
@@ -44,20 +45,23 @@ class Supervised(Labelled):
         if "heads" in self.plan.init.taken():
             adjust_references(model, self.data.train.chunks(MOST_EVALUATED))
         else:
-            model.references.copy_(fit_references(self._network_labels(self.data.train)))
-            model.scale.copy_(fit_scale(self._network_labels(self.data.train)))
+            # In MACE's form the scale multiplies the repulsion too, so that it is that of both.
+            of_both = model.config.zbl_form == "mace"
+            train = self.data.train
+            model.scale.copy_(fit_scale(train.chunks(MOST) if of_both else self._network_labels(model, train)))
+            model.references.copy_(fit_references(self._network_labels(model, train)))
         if self.old is not None:
             self.stream.shift = self._shift(model, self.old)
 
-    def _network_labels(self, part: Part) -> Iterator[Sample]:
+    def _network_labels(self, model: Model, part: Part) -> Iterator[Sample]:
         samples = part.chunks(MOST)
-        return less_repulsion(samples) if self.plan.model.zbl else samples
+        return less_repulsion(samples, model.repulsion) if model.zbl is not None else samples
 
     def _shift(self, model: Model, old: Part) -> Tensor:
         """What brings the energies of old structures to the zero of the new ones: a head that was taken over knows both."""
         if "heads" in self.plan.init.taken():
             return -zero_of(model, old.chunks(MOST_EVALUATED))
-        return model.references - fit_references(self._network_labels(old))
+        return model.references - fit_references(self._network_labels(model, old))
 
     def batches(self, steps: range, rank: int = 0, ranks: int = 1) -> Iterator[Sample]:
         found = super().batches(steps, rank, ranks)
@@ -79,15 +83,15 @@ class Supervised(Labelled):
     def counts(self, batch: Sample) -> dict[str, float]:
         return dict(zip(self.weights, known(batch), strict=True))
 
-    def judge(self) -> _Judge:
-        return _Judge(self.plan)
+    def judge(self) -> EnergyJudge:
+        return EnergyJudge(self.plan)
 
     def figures(self, record: dict[str, Any]) -> Metrics:
         return Metrics(**record)
 
 
 @dataclasses.dataclass
-class _Judge:
+class EnergyJudge:
     """The score is the weighted loss, each part a mean over the structures that have the label."""
 
     plan: Recipe
@@ -96,7 +100,9 @@ class _Judge:
     seen: list[float] = dataclasses.field(default_factory=lambda: [0.0] * 3)
 
     def add(self, learner: nn.Module, batch: Sample) -> None:
-        prediction = predict(learner, batch.graph)
+        self.count(predict(learner, batch.graph), batch)
+
+    def count(self, prediction: Prediction, batch: Sample) -> None:
         self.tally.add(prediction, batch)
         _, *parts = losses(prediction, batch, self.plan.loss)
         counts = known(batch)

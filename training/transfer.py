@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,10 +29,13 @@ from triforces_deploy.config import as_dict
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import existing, sha256_of
 from triforces_deploy.model import Model
+from triforces_deploy.property_config import PropertyConfig
 from triforces_deploy.training.structures import Sample
 
 PartName = Literal["streams", "backbone", "heads"]
 PARTS: tuple[PartName, ...] = ("streams", "backbone", "heads")
+
+WHAT = "a checkpoint to start from (init.checkpoint)"
 
 STRATEGIES: dict[str, tuple[tuple[PartName, ...], tuple[PartName, ...]]] = {
     "full": (PARTS, ()),
@@ -59,7 +62,8 @@ class InitConfig:
 
     checkpoint: str = ""
     """Written by `tfdeploy train` or `tfdeploy import`. None: everything starts at random."""
-    strategy: Literal["full", "head-only", "full-transfer", "head-transfer"] = "full-transfer"
+    strategy: Literal["full", "head-only", "full-transfer", "head-transfer"] | None = None
+    """None: 'full' from a checkpoint that was fitted to what this one is fitted to, 'full-transfer' from any other."""
     parts: tuple[PartName, ...] | None = None
     """What is taken over, in place of what the strategy says; [backbone] grows streams around it."""
     frozen: tuple[PartName, ...] | None = None
@@ -75,13 +79,17 @@ class InitConfig:
 
     def taken(self) -> tuple[PartName, ...]:
         """The parts that come from the checkpoint."""
-        return () if not self.checkpoint else STRATEGIES[self.strategy][0] if self.parts is None else self.parts
+        return () if not self.checkpoint else self._strategy()[0] if self.parts is None else self.parts
 
     def still(self) -> tuple[PartName, ...]:
         """The parts that never learn."""
         if self.frozen is not None:
             return self.frozen
-        return STRATEGIES[self.strategy][1] if self.checkpoint else ()
+        return self._strategy()[1] if self.checkpoint else ()
+
+    def _strategy(self) -> tuple[tuple[PartName, ...], tuple[PartName, ...]]:
+        assert self.strategy is not None  # see settled
+        return STRATEGIES[self.strategy]
 
     def check(self, where: str) -> None:
         """UserError for values that make no sense."""
@@ -94,7 +102,7 @@ class InitConfig:
                     raise UserError(f"{where}.{name}.{part}: expected a number, 0 or more, got {value!r}")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"{where}.layer_decay: expected a number above 0 and up to 1, got {self.layer_decay}")
-        if set(self.still()) == set(PARTS):
+        if self.frozen is not None and set(self.frozen) == set(PARTS):
             raise UserError(f"{where}.frozen: all parts stand still; leave one out")
         if self.replay is not None and not (self.replay.files and 0 < self.replay.share < 1):
             raise UserError(f"{where}.replay: expected files, and a share of each batch between 0 and 1, such as 0.2")
@@ -107,29 +115,84 @@ def part_of(name: str) -> PartName:
     return "backbone" if stem == "interaction" else "streams" if stem in ("composition", "structure") else "heads"
 
 
+def settled(config: InitConfig, properties: Sequence[PropertyConfig] | None) -> InitConfig:
+    """With a strategy, chosen by what the checkpoint was fitted to where none is given.
+
+    Args:
+        config: of a recipe.
+        properties: what its model is fitted to in place of energies; None where it is pretrained.
+    """
+    if config.strategy is not None or not config.checkpoint:
+        return config
+    model, provenance = checkpoint.load(existing(Path(config.checkpoint), WHAT))
+    if properties is None or "pretrained" in provenance:
+        return dataclasses.replace(config, strategy="full-transfer")
+    energies = not properties and checkpoint.fits_energies(provenance)
+    same = energies or model.config.properties == tuple(properties)
+    return dataclasses.replace(config, strategy="full" if same else "full-transfer")
+
+
+def model_of(config: InitConfig, said: object, where: str) -> dict[str, Any]:
+    """The keys of a recipe's model, those of the checkpoint where it says nothing.
+
+    Args:
+        config: with a checkpoint.
+        said: the recipe's section ``model``.
+        where: how messages name that.
+
+    Raises:
+        UserError: no such checkpoint, or a section that is no mapping.
+    """
+    if not isinstance(said, dict):
+        raise UserError(f"{where}: expected a mapping of keys, got {type(said).__name__}")
+    found = checkpoint.load(existing(Path(config.checkpoint), WHAT))[0].config
+    # Both are made of a trained model by later commands and would not be true of this one.
+    trained = dataclasses.replace(found, uncertainty=False, zbl_overlay=())
+    return {**as_dict(trained), **said}
+
+
 def take_over(model: Model, config: InitConfig) -> dict[str, Any]:
     """Replace weights of the model by those of the checkpoint; what of it a provenance should say.
 
-    With the heads come the element references and the scale; references are for the caller to adjust to new labels.
+    With the heads come the element references and the scale; references are for the caller to adjust to new labels. Heads that
+    read streams which the checkpoint has not start with zeros for them: the model is then the checkpoint's own at first.
 
     Raises:
         UserError: no such file, or a part of another shape than the recipe's model.
     """
     if not config.checkpoint:
         return {}
-    path = existing(Path(config.checkpoint), "a checkpoint to start from (init.checkpoint)")
+    path = existing(Path(config.checkpoint), WHAT)
     found, _ = checkpoint.load(path)
     taken = config.taken()
-    _refuse_misfits(model, found, taken, path)
-    theirs = found.state_dict()
+    theirs = _widened(found, model)
+    _refuse_misfits(model, found, theirs, taken, path)
     kept = {name: t for name, t in model.state_dict().items() if name == "spread" or part_of(name) not in taken}
     merged = {name: theirs[name].to(t) if name not in kept else t for name, t in model.state_dict().items()}
     model.load_state_dict(merged)
     return {"init": {"checkpoint": str(path), "sha256": sha256_of(path), "parts": list(taken)}}
 
 
-def _refuse_misfits(model: Model, found: Model, taken: tuple[PartName, ...], path: Path) -> None:
-    ours, theirs = as_dict(model.config), as_dict(found.config)
+def _widened(found: Model, model: Model) -> dict[str, Tensor]:
+    """Weights of the checkpoint, with zeros where the heads read streams that only the other model has."""
+    state, widths, read = model.state_dict(), model.stream_widths(), found.stream_widths()
+    new = [name for name in widths if name not in read]
+    if not new or any(widths.get(name) != width for name, width in read.items()):
+        return found.state_dict()
+    places = torch.cat([torch.full((width,), name not in new) for name, width in widths.items()])
+    out: dict[str, Tensor] = {}
+    for name, tensor in found.state_dict().items():
+        ours = state.get(name, tensor)
+        if part_of(name) == "heads" and tensor.ndim == 2 and ours.shape == (len(tensor), len(places)) != tensor.shape:
+            out[name] = tensor.new_zeros(ours.shape)
+            out[name][:, places] = tensor
+        else:
+            out[name] = tensor
+    return out
+
+
+def _refuse_misfits(model: Model, found: Model, theirs: dict[str, Tensor], taken: tuple[PartName, ...], path: Path) -> None:
+    plan, said = as_dict(model.config), as_dict(found.config)
     keys = {
         "backbone": ("backbone", "cutoff"),
         "streams": ("composition", "structure", "cutoff"),
@@ -137,14 +200,13 @@ def _refuse_misfits(model: Model, found: Model, taken: tuple[PartName, ...], pat
     }
     for part in taken:
         for key in keys[part]:
-            if ours[key] != theirs[key]:
+            if plan[key] != said[key]:
                 raise UserError(
-                    f"init: model.{key} of the recipe is {ours[key]}, that of {path} is {theirs[key]}; make them equal, or "
+                    f"init: model.{key} of the recipe is {plan[key]}, that of {path} is {said[key]}; make them equal, or "
                     f"leave '{part}' out of init.parts"
                 )
-    shapes = {name: t.shape for name, t in found.state_dict().items()}
     for name, tensor in model.state_dict().items():
-        if part_of(name) in taken and name != "spread" and shapes.get(name) != tensor.shape:
+        if part_of(name) in taken and name != "spread" and (name not in theirs or theirs[name].shape != tensor.shape):
             raise UserError(
                 f"init: '{name}' does not fit between the recipe's model and {path}; make model.elements, "
                 f"model.head_hidden and model.properties equal, or leave '{part_of(name)}' out of init.parts"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from triforces_deploy import checkpoint, torch_file, trust
+from triforces_deploy import checkpoint, kernels, torch_file, trust
 from triforces_deploy.building import build
 from triforces_deploy.contents import (
     FORMAT,
@@ -93,21 +93,27 @@ def potential(
     if trusted is None:
         trusted = trust.is_trusted(artifact.metadata)
     notes: list[str] = []
-    for choice in PREFERENCE if backend is None else (backend,):
+    for choice in _choices(backend):
         if choice == "eager":
             place = device or CPU
-            model = rebuild(artifact, name).to(place)
+            model, used = kernels.equipped(rebuild(artifact, name).to(place), facts.precision)
             memory = Memory(blocked=partial(need_in_blocks, model) if place.type == "cpu" else None, device=place)
             extras = model.extras()
-            return Potential(
-                facts, eager(model, memory, extras), "eager", (*OUTPUTS, *extras), notes=tuple(notes), memory=memory
-            )
+            run, outputs = eager(model, memory, extras), (*OUTPUTS, *extras)
+            return Potential(facts, run, "eager", outputs, notes=tuple(notes), memory=memory, kernels=used)
         try:
             return _opened(artifact, name, choice, trusted, notes, device)
         except UnusableError as error:
             notes.append(f"back end {choice} not used: {error}")
     known = ", ".join([*artifact.payloads, "eager"])
     raise UserError(f"{name}: {notes[-1]}; available: {known}")
+
+
+def _choices(backend: str | None) -> tuple[str, ...]:
+    """What to try, in this order; kernels that are asked for by name are those of the eager form."""
+    if backend is not None:
+        return (backend,)
+    return ("eager",) if kernels.insisted() else PREFERENCE
 
 
 def _opened(
@@ -133,7 +139,8 @@ def _opened(
     in_blocks = (lambda: need_in_blocks(model())) if place.type == "cpu" else None
     memory = Memory(need_of(payload.info), in_blocks, place)
     run = within_memory(row.open(payload.info, payload.content, place), payload.info, memory, model)
-    return Potential(artifact.metadata.facts, run, label, payload.info.outputs, row.exchanges, tuple(notes), memory)
+    used = kernels.of_compiled(choice)
+    return Potential(artifact.metadata.facts, run, label, payload.info.outputs, row.exchanges, tuple(notes), memory, used)
 
 
 def _own_device(kind: str) -> torch.device:

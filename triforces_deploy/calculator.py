@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 from torch import Tensor
 
-from triforces_deploy import checkpoint, derivatives
+from triforces_deploy import checkpoint, derivatives, kernels
 from triforces_deploy.allocator import keep_freed_memory
 from triforces_deploy.artifact import load
 from triforces_deploy.direct import without_torque
@@ -30,7 +31,8 @@ class TriForcesCalculator(Calculator):
     Where the model tells how uncertain the energy of each atom is, ``results["energies_std"]`` has it, (N,) eV. Where it
     predicts forces and stress directly, those are given, and what it takes from a molecule is their torque.
 
-    Making one tunes the memory allocator of the process, see allocator.py.
+    Making one tunes the memory allocator of the process, see allocator.py. On a GPU it says on standard error whose kernels
+    run, see kernels.py.
 
     Args:
         potential: path of an artifact, or one already loaded.
@@ -49,6 +51,8 @@ class TriForcesCalculator(Calculator):
         super().__init__(**kwargs)
         keep_freed_memory()
         self.potential = potential if isinstance(potential, Potential) else load(potential)
+        if self.potential.device.type != "cpu" or kernels.named():
+            print(f"triforces-deploy: kernels: {self.potential.kernels}", file=sys.stderr)
         self._neighbours = CachedNeighbours(self.potential.facts.cutoff, skin)
 
     @classmethod

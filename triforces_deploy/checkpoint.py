@@ -78,10 +78,15 @@ def load_fitted(path: Path) -> tuple[Model, dict[str, Any]]:
     model, provenance = load(path)
     if "pretrained" in provenance:
         raise UserError(f"{path} is pretrained without labels, its energies mean nothing; run `tfdeploy train finetune`")
-    if model.properties is not None:
+    if model.properties is not None and not fits_energies(provenance):
         names = ", ".join(p.name for p in model.config.properties)
         raise UserError(f"{path} is fitted to properties ({names}), its energies mean nothing; train one on energies")
     return model, provenance
+
+
+def fits_energies(provenance: dict[str, Any]) -> bool:
+    """Whether a model with properties was fitted to energies as well."""
+    return "energies" in provenance.get("fitted", ())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -100,13 +100,14 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder. A run found there is continued.")],
     data: Annotated[list[Path] | None, typer.Option(help="Labelled structures, in place of data.files.")] = None,
     streams: Annotated[bool, typer.Option(help="--no-streams leaves composition and structure out: the baseline.")] = True,
+    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from, in place of init.checkpoint.")] = None,
     as_json: Json = False,
 ) -> None:
     """Fit a potential to labelled structures, or pretrain one on structures alone."""
     from triforces_deploy.training.loop import train as fit
     from triforces_deploy.training.recipe import load_recipe
 
-    result = fit(load_recipe(recipe, files=data or (), streams=streams), out, progress=not as_json)
+    result = fit(load_recipe(recipe, files=data or (), streams=streams, start=init), out, progress=not as_json)
     if result.main:
         _show("Training", result, as_json)
     if result.signal is not None:
@@ -123,27 +124,28 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Errors on labelled structures, beside those of predicting nothing."""
-    from triforces_deploy.tables import record
-    from triforces_deploy.training.evaluate import evaluate as measure
-    from triforces_deploy.training.evaluate import metrics_table
-    from triforces_deploy.training.evaluate_properties import evaluate_properties, fits_properties, properties_table
+    from triforces_deploy.training.comparing import compare
 
-    if fits_properties(checkpoint):
-        found = evaluate_properties(checkpoint, structures, out)
-        errors = {"model": found.model}
-        if baseline is not None:
-            errors["baseline"] = evaluate_properties(baseline, structures).model
-        errors["mean of training"] = found.mean
-        title = f"{checkpoint}, {found.part} structures"
-        _print([properties_table(errors, title)], {name: record(metrics) for name, metrics in errors.items()}, as_json)
-        return
-    ours = measure(checkpoint, structures, out)
-    rows = {"model": ours.model}
-    if baseline is not None:
-        rows["baseline"] = measure(baseline, structures).model
-    rows["nothing"] = ours.zero
-    title = f"{checkpoint}, {ours.part} structures"
-    _print([metrics_table(rows, title)], {name: record(metrics) for name, metrics in rows.items()}, as_json)
+    tables, records = compare(checkpoint, structures, baseline, out)
+    _print(tables, records, as_json)
+
+
+@app.command()
+def folds(
+    recipe: Annotated[str, typer.Argument(help="Recipe of a model with properties, such as properties.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the five runs. Those found there are continued.")],
+    data: Annotated[list[Path] | None, typer.Option(help="A task of MatBench, in place of data.files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train and test on each of MatBench's five folds: mean and standard deviation."""
+    from triforces_deploy.tables import record
+    from triforces_deploy.training.folds import all_folds, folds_table
+    from triforces_deploy.training.recipe import load_recipe
+
+    result = all_folds(load_recipe(recipe, files=data or ()), out, progress=not as_json)
+    _print([folds_table(result)], record(result), as_json)
+    if result.signal is not None:
+        raise typer.Exit(128 + result.signal)
 
 
 @app.command()
@@ -283,14 +285,21 @@ def import_(
 
 @app.command()
 def info(
-    file: Annotated[Path, typer.Argument(help="Artifact.")],
+    file: Annotated[Path, typer.Argument(help="Artifact or checkpoint.")],
     as_json: Json = False,
 ) -> None:
-    """What an artifact is: model, policies, parity, provenance."""
-    from triforces_deploy.artifact import read_artifact
+    """What a file is: model, policies, parity, provenance."""
+    from triforces_deploy import checkpoint
+    from triforces_deploy.artifact import is_artifact, read_artifact
+    from triforces_deploy.config import as_dict
     from triforces_deploy.export.exporting import summary
-    from triforces_deploy.tables import artifact_tables
+    from triforces_deploy.tables import artifact_tables, checkpoint_tables, record
 
+    if not is_artifact(file):
+        model, provenance = checkpoint.load(file)
+        said = {"facts": record(model.facts()), "model": as_dict(model.config), "provenance": provenance}
+        _print(checkpoint_tables(model, provenance, file), said, as_json)
+        return
     artifact = read_artifact(file)
     _print(artifact_tables(artifact, file), summary(artifact), as_json)
 

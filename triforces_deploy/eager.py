@@ -28,8 +28,10 @@ GPU_BLOCK_BYTES = 256 * 2**20
 """Of the widest tensor of a block on a GPU, where a block must keep thousands of threads busy."""
 SAMPLE = 128, 128
 """Atoms and edges of the graphs from which the need of a model in blocks is found."""
+EVERYTHING = 2**62
+"""Bytes that no evaluation keeps."""
 _needs: dict[str, Need] = {}
-"""By sizes and type of the network: weights do not matter."""
+"""By sizes, type and layers of the network, for weights do not matter, and by what is kept."""
 
 
 def eager(model: Model, memory: Memory, extras: Sequence[str] = ()) -> Run:
@@ -45,12 +47,14 @@ def eager(model: Model, memory: Memory, extras: Sequence[str] = ()) -> Run:
     on_cpu = memory.device.type == "cpu"
 
     def run(graph: Graph) -> tuple[Tensor, ...]:
-        keep = memory.limit()
+        keep, everything = memory.limit(), True
         if memory.blocked is not None:
-            need = memory.blocked().bytes(graph.numbers.shape[0], graph.edge_vector.shape[0])
+            atoms, edges = graph.numbers.shape[0], graph.edge_vector.shape[0]
+            need = memory.blocked().bytes(atoms, edges)
+            everything = need_in_blocks(model, EVERYTHING).bytes(atoms, edges) <= keep
             keep = max(0, keep - int(need))
             _make_room(PIECES_OF_BLOCKS * need, memory)
-        with blocks.using(keep, None if on_cpu else GPU_BLOCK_BYTES):
+        with blocks.using(keep, None if on_cpu else GPU_BLOCK_BYTES, everything):
             return model.run(graph, extras)
 
     return run if on_cpu else whole_where_it_fits(partial(model.run, extras=extras), run)
@@ -123,36 +127,38 @@ def need_of(info: PayloadInfo) -> Need | None:
     return Need(info.details["bytes_per_edge"], info.details["bytes_per_atom"])
 
 
-def need_in_blocks(model: Model) -> Need:
-    """The least that a model takes, of evaluations in small blocks that keep nothing for the backward pass.
+def need_in_blocks(model: Model, keeping: int = 0) -> Need:
+    """What a model takes that is evaluated in small blocks; the least where they keep nothing for the backward pass.
 
     Blocks themselves take a few tens of megabytes more, whatever the size of the system.
     """
     atoms, edges = SAMPLE
 
     def peak(n_atoms: int, n_edges: int) -> int:
-        graph = _arbitrary(model, n_atoms, n_edges)
+        graph = arbitrary_graph(model, n_atoms, n_edges)
         # The evaluation before which this is asked may be one of several ranks', who must not notice.
-        with blocks.using(0, block_bytes=0), exchange.using(exchange.Recorder()):
+        with blocks.using(keeping, block_bytes=0), exchange.using(exchange.Recorder()):
             return peak_bytes(lambda: model.run(graph))
 
-    key = f"{model.config} {model.head.dtype}"
+    kinds = sorted({type(module).__name__ for module in model.modules()})
+    key = f"{model.config} {model.head.dtype} {kinds} {keeping}"
     if key not in _needs:
         base = peak(atoms, edges)
         _needs[key] = Need(max(0, peak(atoms, 2 * edges) - base) / edges, max(0, peak(2 * atoms, edges) - base) / atoms)
     return _needs[key]
 
 
-def _arbitrary(model: Model, n_atoms: int, n_edges: int) -> Graph:
-    """Atoms with neighbours anywhere: the same work as a structure of that size."""
+def arbitrary_graph(model: Model, n_atoms: int, n_edges: int) -> Graph:
+    """Atoms of all elements with neighbours anywhere, always the same: as much work as a structure of that size."""
     index = torch.arange(n_edges)
     numbers = torch.tensor(model.config.numbers())[torch.arange(n_atoms) % len(model.config.elements)]
+    length = model.config.cutoff * (0.6 + 0.3 * index.to(torch.float64).sin().square())
     direction = torch.stack([index.sin(), index.cos(), 0.1 + index % 3], dim=1).to(torch.float64)
     batch = torch.zeros(n_atoms, dtype=torch.int64)
     return Graph(
         numbers=numbers,
         edge_index=torch.stack([(7 * index + 1) % n_atoms, index % n_atoms]),
-        edge_vector=0.8 * model.config.cutoff * direction / direction.norm(dim=1, keepdim=True),
+        edge_vector=(length / direction.norm(dim=1))[:, None] * direction,
         batch=batch,
         owned=torch.ones(n_atoms, dtype=torch.bool),
         composition=count_elements(numbers, batch, 1),

@@ -50,9 +50,7 @@ class Model(nn.Module):
         self.interaction = _build_backbone(config, numbers)
         self.composition = _build_composition(config, numbers)
         self.structure = StructureStream(config.structure, config.cutoff) if config.structure else None
-        width = self.interaction.width
-        width += self.composition.width if self.composition is not None else 0
-        width += self.structure.width if self.structure is not None else 0
+        width = sum(self.stream_widths().values())
         self.head = EnergyHead(width, config.head_hidden, config.readout, config.head_skip)
         self.direct = _build_direct(config, width, self.interaction)
         self.properties = property_heads(config, width, self.interaction)
@@ -96,9 +94,16 @@ class Model(nn.Module):
         return self._energies(embeddings, graph), self._direct(embeddings, harmonics, graph)
 
     def properties_of(self, graph: Graph) -> dict[str, Tensor]:
-        """Each property by name, (G, K) or (N, K) float64 with K components, in the units of the data."""
-        assert self.properties is not None
+        """Each property by name, (G, K) or (N, K) float64 with K components, in the units of the data; log odds of 'binary'."""
+        return self._properties(*self._embeddings(graph), graph)
+
+    def with_properties(self, graph: Graph) -> tuple[Tensor, dict[str, Tensor]]:
+        """Energies (N,) and, from the same features, what :meth:`properties_of` gives."""
         embeddings, harmonics = self._embeddings(graph)
+        return self._energies(embeddings, graph), self._properties(embeddings, harmonics, graph)
+
+    def _properties(self, embeddings: dict[str, Tensor], harmonics: Tensor | None, graph: Graph) -> dict[str, Tensor]:
+        assert self.properties is not None
         found: dict[str, Tensor] = self.properties(list(embeddings.values()), harmonics, graph)
         return found
 
@@ -107,7 +112,7 @@ class Model(nn.Module):
         found: Direct = self.direct(list(embeddings.values()), harmonics, graph)
         if self.zbl is None:
             return found
-        _, edge_forces = derivatives.evaluate(self._repulsion, graph)
+        _, edge_forces = derivatives.evaluate(self.repulsion, graph)
         virial = derivatives.virial(edge_forces, graph)
         volume = torch.linalg.det(graph.cell).abs()[:, None, None]
         stress = torch.where(volume > 0, virial / volume, torch.zeros_like(virial))
@@ -139,17 +144,17 @@ class Model(nn.Module):
         energies = energies + self.references[graph.numbers]
         if self.zbl is None:
             return energies
-        return energies + self._repulsion(graph)
+        return energies + self.repulsion(graph)
 
-    def _repulsion(self, graph: Graph) -> Tensor:
-        """Energies of the atoms, (N,) float64 eV. 'orb-mean' adds what an atom has on average, to the whole structure."""
+    def repulsion(self, graph: Graph) -> Tensor:
+        """Energies that ``zbl`` adds to the atoms, (N,) float64 eV; with 'orb-mean' the mean over atoms to the structure."""
         assert self.zbl is not None
-        repulsion: Tensor = self.zbl(graph)
+        energies: Tensor = self.zbl(graph)
         if self.config.zbl_form == "mace":
-            return self.scale * repulsion
+            return self.scale * energies
         if self.config.zbl_form == "orb-mean":
-            return repulsion / count_owned(graph).index_select(0, graph.batch)
-        return repulsion
+            return energies / count_owned(graph).index_select(0, graph.batch)
+        return energies
 
     @torch.no_grad()
     def _uncertainty(self, streams: list[Tensor], graph: Graph) -> Tensor:
@@ -165,15 +170,12 @@ class Model(nn.Module):
 
     def stream_names(self) -> tuple[str, ...]:
         """The streams there are, in the order of :meth:`embeddings`."""
-        left_out = {"composition": self.composition is None, "structure": self.structure is None}
-        return tuple(name for name in ("composition", "structure", "interaction") if not left_out.get(name, False))
+        return tuple(self.stream_widths())
 
     def stream_widths(self) -> dict[str, int]:
-        """Features of each stream, in the order of :meth:`embeddings`."""
-        widths = {"interaction": self.interaction.width}
-        widths |= {} if self.composition is None else {"composition": self.composition.width}
-        widths |= {} if self.structure is None else {"structure": self.structure.width}
-        return {name: widths[name] for name in self.stream_names()}
+        """Features of each stream, in the order of :meth:`embeddings`; one that is left out is absent."""
+        streams = {"composition": self.composition, "structure": self.structure, "interaction": self.interaction}
+        return {name: int(stream.width) for name, stream in streams.items() if stream is not None}
 
     def admit_masked(self) -> None:
         """Let masked atoms, of number 0, be an element of their own; for pretraining."""

@@ -81,6 +81,7 @@ class Potential:
         exchanges: whether ``run`` calls the exchange, so that several ranks can share a structure.
         notes: lines worth showing to whoever starts a run, such as why a faster back end was not used.
         memory: what ``run`` takes and may take, and the device where it takes and returns its tensors.
+        kernels: whose code evaluates products, in words for messages; see kernels.py.
     """
 
     def __init__(
@@ -92,11 +93,12 @@ class Potential:
         exchanges: bool = True,
         notes: tuple[str, ...] = (),
         memory: Memory | None = None,
+        kernels: str = "own",
     ) -> None:
         self.facts = facts
         self.memory = Memory() if memory is None else memory
         self.backend = backend
-        self.notes = notes
+        self.notes, self.kernels = notes, kernels
         self.device = self.memory.device
         self._run, self._outputs, self._exchanges = run, outputs, exchanges
         allowed = torch.zeros(N_NUMBERS, dtype=torch.bool)

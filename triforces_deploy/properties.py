@@ -39,6 +39,8 @@ class PropertyHeads(nn.Module):
     'tensor'   φ(h_i), xx yy zz yz xz xy      φ_0(h_i) I + Σ_c φ_c(h_i) Σ_m t_icm B_m
     =========  =============================  ===================================================
 
+    A 'binary' property is a 'scalar' here: the logarithm of the odds, ln(p/(1−p)) of the probability of yes.
+
     Args:
         width: of h.
         hidden: widths of the layers of all perceptrons.
@@ -46,7 +48,7 @@ class PropertyHeads(nn.Module):
         properties: at least one.
 
     Raises:
-        UserError: a name that stands twice or cannot be one.
+        UserError: a name that stands twice or cannot be one, or a sum of yes and no.
     """
 
     mean: Tensor
@@ -60,7 +62,10 @@ class PropertyHeads(nn.Module):
         for name in names:
             if not name.strip() or FORBIDDEN & set(name) or names.count(name) > 1:
                 raise UserError(f"model.properties: the name {name!r} stands twice or holds one of , / $ and quotes; rename it")
-        outputs = {"scalar": 1, "vector": channels or 3, "tensor": channels + 1 if channels else 6}
+        summed = [p.name for p in properties if p.kind == "binary" and p.pooling == "sum"]
+        if summed:
+            raise UserError(f"model.properties: '{summed[0]}' is yes or no, which no sum over atoms is; set pooling to mean")
+        outputs = {"scalar": 1, "binary": 1, "vector": channels or 3, "tensor": channels + 1 if channels else 6}
         self.config, self.widest = tuple(properties), max([width, *hidden])
         self.layers = nn.ModuleList([mlp([width, *hidden, outputs[p.kind]]) for p in properties])
         self.register_buffer("mean", torch.zeros(len(names), dtype=torch.float64))
@@ -84,7 +89,7 @@ def property_heads(config: ModelConfig, width: int, backbone: Backbone) -> Prope
     """Those of a model whose features have ``width``, or None; UserError for what the backbone cannot give."""
     if not config.properties:
         return None
-    turning = [p.name for p in config.properties if p.kind != "scalar"]
+    turning = [p.name for p in config.properties if p.kind in ("vector", "tensor")]
     if turning and backbone.directions == "none":
         raise UserError(
             f"model.properties: {config.backbone.name} gives nothing that turns with the structure, and '{turning[0]}' does; "
@@ -96,12 +101,14 @@ def property_heads(config: ModelConfig, width: int, backbone: Backbone) -> Prope
 
 def isotropic(config: PropertyConfig) -> Tensor:
     """I of the kind, (K,): what of it no rotation changes."""
-    return {"scalar": torch.ones(1), "vector": torch.zeros(3), "tensor": torch.eye(3).flatten()}[config.kind]
+    return {"scalar": torch.ones(1), "binary": torch.ones(1), "vector": torch.zeros(3), "tensor": torch.eye(3).flatten()}[
+        config.kind
+    ]
 
 
 def _shaped(raw: Tensor, config: PropertyConfig, harmonics: Tensor | None) -> Tensor:
     """What the perceptron gives → (N, K)."""
-    if config.kind == "scalar" or (config.kind == "vector" and harmonics is None):
+    if config.kind in ("scalar", "binary") or (config.kind == "vector" and harmonics is None):
         return raw
     if harmonics is None:
         return raw[:, VOIGT].flatten(1)

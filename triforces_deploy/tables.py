@@ -16,6 +16,8 @@ from rich.table import Table
 if TYPE_CHECKING:  # commands that print other things do without torch
     from triforces_deploy.artifact import Artifact, Metadata, Parity
     from triforces_deploy.certificate import Certificate
+    from triforces_deploy.config import ModelConfig
+    from triforces_deploy.model import Model
     from triforces_deploy.payloads.base import PayloadInfo
 
 
@@ -95,10 +97,9 @@ def artifact_tables(artifact: Artifact, path: Path) -> list[Table]:
     trusted = is_trusted(m)
     table = Table(title=str(path), show_header=False, title_justify="left")
     parameters = sum(t.numel() for t in artifact.weights.values())
-    streams = [name for name in ("composition", "structure") if getattr(m.config, name) is not None]
     rows = {
         "elements": " ".join(m.facts.elements),
-        "model": f"{m.config.backbone.name} + {' + '.join(streams) or 'no streams'}, {parameters:,} parameters",
+        "model": _model(m.config, parameters),
         "cutoff": f"{m.facts.cutoff} Å; receptive field {m.facts.receptive_field} Å",
         "exchanges": f"{m.facts.n_exchanges} forward, {m.facts.n_exchanges} backward per evaluation on several ranks"
         + (f", of {' + '.join(map(str, m.facts.exchange_widths))} numbers per atom" if m.facts.exchange_widths else ""),
@@ -114,6 +115,56 @@ def artifact_tables(artifact: Artifact, path: Path) -> list[Table]:
     for name, value in rows.items():
         table.add_row(name, value)
     return [table, parity_table(m.parity)]
+
+
+def checkpoint_tables(model: Model, provenance: dict[str, Any], path: Path) -> list[Table]:
+    """What `tfdeploy info` prints of a checkpoint: what it is, where it comes from, and how well it did when it was saved."""
+    facts = model.facts()
+    table = Table(title=f"{path}, a checkpoint", show_header=False, title_justify="left")
+    rows = {
+        "elements": " ".join(facts.elements),
+        "model": _model(model.config, sum(t.numel() for t in model.parameters())),
+        "backbone": ", ".join(f"{k} {v}" for k, v in model.config.backbone.options.items()) or "as the recipe `paper` has it",
+        "cutoff": f"{facts.cutoff} Å; receptive field {facts.receptive_field} Å",
+        "precision": f"network {facts.precision}",
+        "policies": "\n".join(facts.policies) or "none",
+        "comes from": _origin(model, provenance),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    validation = provenance.get("validation")
+    return [table] if validation is None else [table, _validation(validation)]
+
+
+def _origin(model: Model, provenance: dict[str, Any]) -> str:
+    from triforces_deploy.checkpoint import fits_energies
+
+    if "imported" in provenance:
+        found = provenance["imported"]
+        return f"{found['file']} of {found['kind']}, sha256 {found['sha256'][:16]}…"
+    if "step" not in provenance:
+        return "unknown"
+    if "pretrained" in provenance:
+        what = f"pretrained without labels ({', '.join(provenance['pretrained'])}); `tfdeploy train finetune --init` goes on"
+    else:
+        names = [p.name for p in model.config.properties]
+        energies = ["energies, forces, stress"] if not names or fits_energies(provenance) else []
+        what = f"fitted to {', '.join([*energies, *names])}"
+    start = provenance.get("init", {}).get("checkpoint")
+    return f"{what}; step {provenance['step']}" + (f", from {start}" if start else "")
+
+
+def _validation(found: dict[str, Any]) -> Table:
+    """Numbers of the last validation before it was saved."""
+    table = Table(title="Validation; meV, Å", show_header=False, title_justify="left")
+    for name, value in _flat(found, ""):
+        table.add_row(name, _text(value))
+    return table
+
+
+def _model(config: ModelConfig, parameters: int) -> str:
+    streams = [name for name in ("composition", "structure") if getattr(config, name) is not None]
+    return f"{config.backbone.name} + {' + '.join(streams) or 'no streams'}, {parameters:,} parameters"
 
 
 def _payload(info: PayloadInfo, trusted: bool) -> str:

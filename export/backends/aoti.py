@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from triforces_deploy.payloads.aoti import FLAGS, cpu_flags, target
 from triforces_deploy.payloads.base import UnusableError
 
 from .base import Captured, Lowered
+from .products import by_onednn
 from .program import program
 
 COMPILER = "g++"
@@ -46,7 +48,8 @@ def lower(captured: Captured) -> Lowered:
             exported = program(captured)
             if captured.device != "cpu":
                 exported = move_to_device_pass(exported, captured.device)
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=options)
+            with by_onednn() if captured.device == "cpu" else nullcontext():
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=options)
             return Lowered(package.read_bytes(), made_for, details)
     finally:
         torch.set_num_threads(threads)

@@ -216,6 +216,18 @@ def test_a_payload_for_another_machine_is_not_used_but_said(compiled_artifact: P
         artifact.load(compiled_artifact, "aoti")
 
 
+def test_kernels_that_are_asked_for_by_name_choose_the_form_that_has_them(
+    compiled_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "own, compiled into the torchscript form"
+    assert artifact.load(compiled_artifact, "torchscript").kernels == line
+    monkeypatch.setenv("TFDEPLOY_KERNELS", "cuequivariance")
+    said = artifact.load(compiled_artifact, "torchscript").kernels
+    assert said == f"{line}; TFDEPLOY_KERNELS=cuequivariance acts on the eager form alone"
+    with pytest.raises(UserError, match="cuEquivariance has no part in this backbone"):  # which only the eager form asks
+        artifact.load(compiled_artifact)
+
+
 def test_the_loader_leaves_nothing_behind(compiled_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     potential = artifact.load(compiled_artifact, "aoti")

@@ -12,21 +12,22 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 
-from tests.training.small import MODEL, frames_of, labelled, structures, written
+from tests.training.small import MODEL, frames_of, labelled, recipe, structures, written
 from triforces_deploy import derivatives
 from triforces_deploy.config import ModelConfig, StructureConfig, read
 from triforces_deploy.errors import UserError
 from triforces_deploy.graph import Graph
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.nn.scatter import scatter_sum
-from triforces_deploy.nn.zbl import ZBL
+from triforces_deploy.nn.zbl import FORMS, ZBL
 from triforces_deploy.streams.structure import StructureStream
-from triforces_deploy.training import data
+from triforces_deploy.training import data, normalising
 from triforces_deploy.training.batches import Order, Stream, cut, random_rotations, rotated
 from triforces_deploy.training.data import DataConfig
 from triforces_deploy.training.objective import predict
 from triforces_deploy.training.reading import read_packed
 from triforces_deploy.training.structures import Sample, join
+from triforces_deploy.training.supervised import Supervised
 
 CONFIG = read(ModelConfig, MODEL, "model")
 CUTOFF = CONFIG.cutoff
@@ -116,7 +117,7 @@ def sample(atoms: Atoms, energy: float) -> Sample:
 
 def test_planted_references_come_back() -> None:
     planted = {14: -4.63, 32: -3.85}
-    references = data.fit_references([sample(a, sum(planted[z] for z in a.numbers)) for a in structures(4, 2)])
+    references = normalising.fit_references([sample(a, sum(planted[z] for z in a.numbers)) for a in structures(4, 2)])
     assert references.dtype == torch.float64
     assert {z: pytest.approx(float(references[z]), abs=1e-10) for z in planted} == planted
     assert sorted(torch.nonzero(references).flatten().tolist()) == [14, 32]
@@ -125,15 +126,15 @@ def test_planted_references_come_back() -> None:
 def test_references_of_a_compound_that_tells_nothing_apart() -> None:
     atoms = structures(1, 1)[0]
     atoms.numbers[:4] = 32
-    references = data.fit_references([sample(atoms, -33.6), sample(atoms.repeat((1, 1, 2)), -67.2)])
+    references = normalising.fit_references([sample(atoms, -33.6), sample(atoms.repeat((1, 1, 2)), -67.2)])
     assert float(references[14]) == pytest.approx(-4.2)
     assert float(references[32]) == pytest.approx(-4.2)
 
 
 def test_the_scale_is_the_rms_force() -> None:
     samples = [sample(a, 0.0) for a in structures(2, 1)]
-    assert float(data.fit_scale(samples)) == pytest.approx(0.5)
-    assert float(data.fit_scale([s._replace(forces=0 * s.forces) for s in samples])) == 1.0
+    assert float(normalising.fit_scale(samples)) == pytest.approx(0.5)
+    assert float(normalising.fit_scale([s._replace(forces=0 * s.forces) for s in samples])) == 1.0
 
 
 def test_repulsion_that_the_model_adds_is_no_business_of_its_references() -> None:
@@ -146,11 +147,32 @@ def test_repulsion_that_the_model_adds_is_no_business_of_its_references() -> Non
         energy = energies.sum()[None] + sum(planted[int(z)] for z in atoms.numbers)
         samples.append(Sample(graph, energy, derivatives.forces(edge_forces, graph), torch.zeros(1, 3, 3)))
     assert min(float(s.forces.abs().max()) for s in samples) > 1.0
-    left = list(data.less_repulsion(samples))
-    references = data.fit_references(left)
+    left = list(normalising.less_repulsion(samples, ZBL()))
+    references = normalising.fit_references(left)
     assert [float(references[z]) for z in planted] == pytest.approx([-5.0, -4.0], rel=1e-9)
-    assert float(data.fit_scale(left)) == 1.0
-    assert abs(float(data.fit_references(samples)[14]) + 5.0) > 0.5
+    assert float(normalising.fit_scale(left)) == 1.0
+    assert abs(float(normalising.fit_references(samples)[14]) + 5.0) > 0.5
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_the_repulsion_is_taken_from_the_labels_in_the_form_that_the_model_adds(form: str, tmp_path: Path) -> None:
+    """Planted are energies of free atoms and forces of 2 eV/Å, and the repulsion of that form comes on top."""
+    planted, frames, rng = {14: -5.0, 32: -4.0}, structures(4, 2), np.random.default_rng(0)
+    for atoms in frames:
+        atoms.set_cell(0.75 * atoms.cell, scale_atoms=True)
+        graph = graph_from_atoms(atoms, CUTOFF)
+        energies, edge_forces = derivatives.evaluate(ZBL(FORMS[form]), graph)
+        forces = rng.normal(size=(len(atoms), 3))
+        forces *= 2.0 / np.sqrt(np.mean(forces**2))
+        # MACE's scale multiplies the repulsion too and is that of the forces as they stand; the mean is over atoms.
+        share = {"mace": 2.0, "orb-mean": 1 / len(atoms)}.get(form, 1.0)
+        if form != "mace":
+            forces += share * derivatives.forces(edge_forces, graph).numpy()
+        energy = share * float(energies.sum()) + sum(planted[int(z)] for z in atoms.numbers)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces, stress=np.zeros(6))
+    model = Supervised(recipe(written(tmp_path, *frames), model={"zbl": True, "zbl_form": form})).new_learner()
+    assert float(model.scale) == pytest.approx(2.0, rel=1e-6)
+    assert [float(model.references[z]) for z in planted] == pytest.approx([-5.0, -4.0], rel=1e-6)
 
 
 # ---- batches ----

@@ -21,6 +21,7 @@ from tests.training.small import column, equal, log, recipe, recipe_file, struct
 from triforces_deploy.errors import UserError
 from triforces_deploy.training.fit import Fit
 from triforces_deploy.training.progress import Bar
+from triforces_deploy.training.recipe import load_recipe
 from triforces_deploy.training.supervised import Supervised
 
 TFDEPLOY = str(Path(sys.executable).with_name("tfdeploy"))
@@ -66,6 +67,22 @@ def check_near(folder: Path, whole: Path) -> None:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-10)
     for name in ("loss", "loss_energy", "loss_forces", "loss_stress", "val_score"):
         assert column(folder, name) == pytest.approx(column(whole, name), rel=1e-6)
+
+
+def check_same_state(folder: Path, whole: Path) -> None:
+    """Weights, average and the optimiser's moments in the same places with the same numbers."""
+    one, two = (torch.load(f / "state.ckpt")["fit"] for f in (folder, whole))
+    assert one["step"] == two["step"]
+    assert column(folder, "loss") == pytest.approx(column(whole, "loss"), rel=1e-6)
+    for part in ("model", "average"):
+        assert one[part].keys() == two[part].keys()
+        for name, tensor in two[part].items():
+            torch.testing.assert_close(one[part][name], tensor, rtol=0, atol=1e-10)
+    assert one["optimiser"]["param_groups"] == two["optimiser"]["param_groups"]
+    assert one["optimiser"]["state"].keys() == two["optimiser"]["state"].keys()
+    for k, moments in two["optimiser"]["state"].items():
+        for name, tensor in moments.items():
+            torch.testing.assert_close(one["optimiser"]["state"][k][name], tensor, rtol=1e-7, atol=1e-12)
 
 
 @pytest.mark.parametrize("pieces", [2, 5])
@@ -138,19 +155,34 @@ def test_batches_by_atoms_go_on_where_they_stopped(uneven: Path, tmp_path: Path)
 def test_two_processes_train_as_one(uneven: Path, whole: Path, tmp_path: Path) -> None:
     """Through the command, which starts the second process itself; five structures shared as three and two.
 
-    A call that is stopped by its time limit stops in both, and both go on.
+    A call that is stopped by its time limit stops in both, and both go on, with the optimiser's memory shared out.
     """
-    for minutes, expected in ((1e-9, "out of time"), (None, "finished")):
-        settings = {**SETTINGS, "devices": 2, "max_minutes": minutes}
+    for minutes, strategy, expected in ((1e-9, "replicated", "out of time"), (None, "sharded", "finished")):
+        settings = {**SETTINGS, "devices": 2, "max_minutes": minutes, "strategy": strategy}
         file = recipe_file(tmp_path / "plan.yaml", recipe(uneven, trainer=settings))
         command = [TFDEPLOY, "train", str(file), "-o", str(tmp_path / "run"), "--json"]
         done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=250, check=False)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["status"] == expected  # once, so from one process
-    one, two = (torch.load(f / "state.ckpt")["fit"] for f in (tmp_path / "run", whole))
-    for name in one["model"]:
-        torch.testing.assert_close(one["model"][name], two["model"][name], rtol=0, atol=1e-10)
+    check_same_state(tmp_path / "run", whole)
     assert json.loads((tmp_path / "run" / "about.json").read_text())["processes"] == 2
+
+
+def test_what_two_processes_shared_out_one_takes_up(uneven: Path, whole: Path, tmp_path: Path) -> None:
+    file = recipe_file(
+        tmp_path / "plan.yaml", recipe(uneven, trainer={**SETTINGS, "devices": 2, "strategy": "sharded", "max_minutes": 1e-9})
+    )
+    command = [TFDEPLOY, "train", str(file), "-o", str(tmp_path / "run"), "--json"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=250, check=False)
+    assert (done.returncode, json.loads(done.stdout)["step"]) == (0, 1), done.stderr
+    assert train(recipe(uneven, trainer=SETTINGS), tmp_path / "run").status == "finished"
+    check_same_state(tmp_path / "run", whole)
+
+
+def test_fsdp_is_refused_with_its_reason(uneven: Path, tmp_path: Path) -> None:
+    file = recipe_file(tmp_path / "plan.yaml", recipe(uneven, trainer={"strategy": "fsdp"}))
+    with pytest.raises(UserError, match="FSDP frees weights that the derivative of the forces still needs"):
+        load_recipe(file)
 
 
 def test_bf16_multiplies_coarsely_and_keeps_its_weights(uneven: Path, whole: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -18,12 +19,13 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase_db_backends.aselmdb import LMDBDatabase
+from rich.console import Console
 
 from tests.training.small import MODEL, equal, recipe, structures, train, weights, written
 from triforces_deploy.errors import UserError
 from triforces_deploy.neighbour_cap import capped
 from triforces_deploy.neighbours import graph_from_atoms
-from triforces_deploy.training.converting import Limits, convert
+from triforces_deploy.training.converting import Limits, convert, converted_tables
 from triforces_deploy.training.packed import Packed, open_packed
 from triforces_deploy.training.packing import Packer
 from triforces_deploy.training.reading import labels_of, read_frames, read_packed
@@ -363,3 +365,23 @@ def test_the_command_prints_what_it_did(tmp_path: Path) -> None:
     assert "Left out" in said
     assert "repeats an earlier structure" in said
     assert "without forces" in said
+    assert "not verified" not in said
+
+
+def test_a_unit_that_nobody_has_verified_is_said(tmp_path: Path) -> None:
+    write_lemat(tmp_path / "a.parquet", crystals())
+    result = convert([tmp_path / "a.parquet"], tmp_path / "out", 4.0, Limits())
+    assert result.formats["lemat"]["stress"] == pytest.approx(-KBAR)
+    (doubt,) = result.doubts
+    assert "stress is taken for kbar" in doubt
+    shown = Console(width=400, file=io.StringIO())
+    shown.print(*converted_tables(result))
+    assert isinstance(shown.file, io.StringIO)
+    assert doubt in shown.file.getvalue()
+
+
+def test_a_task_of_compositions_alone_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "matbench_glass.json"
+    path.write_text(json.dumps({"index": [0], "columns": ["composition", "gfa"], "data": [["Al", True]]}))
+    with pytest.raises(UserError, match=r"has no structures \(columns: composition, gfa\)"):
+        list(read_records(path))

@@ -26,7 +26,8 @@ from triforces_deploy.training.converting import Limits, convert
 from triforces_deploy.training.data import load
 from triforces_deploy.training.evaluate_properties import evaluate_properties
 from triforces_deploy.training.packed import open_packed
-from triforces_deploy.training.properties import PropertyFit, mean_and_spread
+from triforces_deploy.training.properties import PropertyFit
+from triforces_deploy.training.property_labels import mean_and_spread
 from triforces_deploy.training.recipe import Recipe
 from triforces_deploy.training.splitting import fold_of, split_by_fold
 
@@ -174,7 +175,7 @@ def test_the_loss_is_the_formula_and_shares_make_up_the_whole(form: str, labels:
     whole = task.data.train.packs[0].batch([2, 3, 4, 7, 9])
     found = model.properties_of(whole.graph)
     losses = task.losses(model, whole)
-    for k, config in enumerate(task.properties):
+    for k, config in enumerate(task.of_properties.wanted):
         per = 8 if config.pooling == "sum" else 1
         error = ((found[config.name] - whole.targets[config.name]) / per / model.properties.spread[k]).detach().numpy()
         error = error[np.isfinite(error).all(1)]
@@ -334,12 +335,6 @@ def test_mistakes_are_named(labels: Path, tmp_path: Path) -> None:
     refused(r"no file has the property 'gap'.* they have: ge, n_ge, push, squeeze", [{"name": "gap"}])
     refused("'push' has 3 numbers per atom, and a scalar has 1 per structure", [{"name": "push"}])
     refused(r"data\.fold needs every structure", [{"name": "ge"}], data={"fold": 0})
-    classes = structures(6, 1)
-    for k, atoms in enumerate(classes):
-        atoms.info["is_metal"] = k % 2
-    write(tmp_path / "c.extxyz", classes, format="extxyz")
-    with pytest.raises(UserError, match="this task is to tell two classes apart"):
-        PropertyFit(plan_of(tmp_path / "c.extxyz", [{"name": "is_metal"}], data={"fold": 0}))
     with pytest.raises(UserError, match="some were left out"):
         split_by_fold([str(k) for k in range(9)], np.arange(1, 10), 0, 0.1, 0)
     lopsided = labelled_structures()

@@ -8,16 +8,27 @@ from pathlib import Path
 import pytest
 import yaml
 
-from triforces_deploy.config import as_dict, read
+from tests.training.small import MODEL
+from triforces_deploy import checkpoint
+from triforces_deploy.config import ModelConfig, as_dict, read
 from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
 from triforces_deploy.training.recipe import RECIPES, Recipe, load_recipe
 
 
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint for recipes that go on from one."""
+    path = tmp_path_factory.mktemp("start") / "start.ckpt"
+    checkpoint.save(path, Model(read(ModelConfig, MODEL, "model")), {})
+    return path
+
+
 @pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.yaml")))
-def test_the_recipes_of_the_package_build_a_model(name: str) -> None:
-    recipe = load_recipe(name)
-    assert recipe == load_recipe(RECIPES / f"{name}.yaml")
+def test_the_recipes_of_the_package_build_a_model(name: str, start: Path) -> None:
+    after = start if name in ("finetune", "properties") else None
+    recipe = load_recipe(name, start=after)
+    assert recipe == load_recipe(RECIPES / f"{name}.yaml", start=after)
     smaller = {
         "esen": {"channels": 4, "hidden": 4, "edge_channels": 4, "n_layers": 1},
         "mace": {"channels": 2},
@@ -28,7 +39,7 @@ def test_the_recipes_of_the_package_build_a_model(name: str) -> None:
     assert Model(dataclasses.replace(recipe.model, backbone=backbone)).facts().elements == recipe.model.elements
 
 
-def test_the_paper_recipe_names_every_key() -> None:
+def test_the_paper_recipe_names_every_key(start: Path) -> None:
     """The kitchen sink: a key added to the code has to be shown there, or in the two recipes around pretraining."""
     written = yaml.safe_load((RECIPES / "paper.yaml").read_text())
     known = as_dict(load_recipe("paper"))
@@ -41,7 +52,19 @@ def test_the_paper_recipe_names_every_key() -> None:
     pretrain, finetune = (yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) for name in ("pretrain", "finetune"))
     assert keys(pretrain["objective"]) == keys(as_dict(load_recipe("pretrain"))["objective"])
     assert keys(pretrain["views"]) == keys(as_dict(load_recipe("pretrain"))["views"])
-    assert keys(finetune["init"]) == keys(as_dict(load_recipe("finetune"))["init"])
+    assert keys(finetune["init"]) == keys(as_dict(load_recipe("finetune", start=start))["init"])
+
+
+def test_what_a_recipe_does_not_say_of_its_model_is_that_of_the_checkpoint(start: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"model: {{structure: null, head_hidden: [8]}}\ninit: {{checkpoint: {start}}}")
+    expected = {**MODEL, "structure": None, "head_hidden": [8]}
+    assert load_recipe(path).model == read(ModelConfig, expected, "model")
+    path.write_text(f"model: [Si]\ninit: {{checkpoint: {start}}}")
+    with pytest.raises(UserError, match=r"mine.yaml.model: expected a mapping of keys, got list"):
+        load_recipe(path)
+    with pytest.raises(UserError, match=r"pretrained/best.ckpt does not exist; expected a checkpoint to start from"):
+        load_recipe("finetune")
 
 
 def keys(data: object) -> object:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers
 
@@ -16,6 +17,7 @@ from triforces_deploy import checkpoint
 from triforces_deploy.config import ModelConfig, read
 from triforces_deploy.errors import UserError
 from triforces_deploy.model import Model
+from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.training.evaluate import evaluate
 from triforces_deploy.training.importance import ImportanceConfig, importance
 from triforces_deploy.training.transfer import PARTS, STRATEGIES, groups, part_of
@@ -68,6 +70,36 @@ def test_streams_grow_around_a_frozen_backbone(data: Path, tmp_path: Path) -> No
     backbone = {n: t for n, t in weights(bare).items() if part_of(n) == "backbone"}
     assert all(torch.equal(end[n], t) for n, t in backbone.items())
     assert any(n.startswith("composition") for n in end)
+
+
+@pytest.mark.parametrize("streams", [("composition",), ("composition", "structure")])
+def test_streams_around_a_fitted_model_change_no_energy_at_first(streams: tuple[str, ...], data: Path, tmp_path: Path) -> None:
+    """The head stays and reads zeros times the new features; what it then learns to read moves the energy."""
+    alone = {"composition": None, "structure": None, "head_skip": True}
+    bare = train(recipe(data, model=alone, trainer=SHORT), tmp_path / "bare").last
+    init = {"checkpoint": str(bare), "parts": ["backbone", "heads"], "frozen": ["backbone"]}
+    added = alone | {name: MODEL[name] for name in streams}
+    atoms, found = structures()[1], []
+    for k, (model, rate) in enumerate([(alone, 1e-30), (added, 1e-30), (added, 1e-2)]):
+        plan = recipe(data, model=model, init=init, trainer=SHORT, optimiser={"lr": rate})
+        found.append(energy(train(plan, tmp_path / str(k)).last, atoms))
+    assert found[1] == pytest.approx(found[0], rel=1e-12)
+    assert abs(found[2] - found[1]) > 1e-4
+
+
+def energy(path: Path, atoms: Atoms) -> float:
+    """eV, of a checkpoint."""
+    model = checkpoint.load(path)[0]
+    with torch.no_grad():
+        return float(model(graph_from_atoms(atoms, model.config.cutoff)).sum())
+
+
+@pytest.mark.parametrize(("fitted", "taken"), [(True, "full"), (False, "full-transfer")])
+def test_a_head_stays_that_has_seen_labels(fitted: bool, taken: str, data: Path, pretrained: Path, tmp_path: Path) -> None:
+    source = train(recipe(data, trainer=SHORT), tmp_path / "first").last if fitted else pretrained
+    train(recipe(data, init={"checkpoint": str(source)}, trainer=SHORT), tmp_path / "run")
+    said = checkpoint.load(tmp_path / "run" / "last.ckpt")[1]["init"]
+    assert said["parts"] == list(STRATEGIES[taken][0])
 
 
 def test_a_part_thaws_at_its_step_and_a_stopped_run_goes_on_alike(data: Path, tmp_path: Path) -> None:

@@ -7,15 +7,30 @@ times that process' part, so that the sum is the gradient of the one big batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
 
+_alone: list[bool] = []
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Sum over this process only, for batches that every process has whole: validation's."""
+    _alone.append(True)
+    try:
+        yield
+    finally:
+        _alone.pop()
+
 
 def several() -> bool:
-    """Whether there are other processes."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    """Whether other processes share the batch."""
+    there = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return there and not _alone
 
 
 def all_sum(values: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ class Source:
     """eV in the file's unit of energy; forces are in that unit per Å."""
     stress: float = 1.0
     """eV/Å³ in the file's unit; negative where the file counts compression as positive, which is not ASE's sign."""
+    doubt: str = ""
+    """What of these factors nobody has verified; ``tfdeploy data convert`` says so."""
 
     def records(self, path: Path) -> Iterator[Record]:
         """The structures of a file with labels in eV, eV/Å and eV/Å³ of ASE's sign."""

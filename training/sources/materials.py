@@ -57,9 +57,14 @@ def mptrj(path: Path) -> Iterator[Record]:
 
 
 def matbench(path: Path) -> Iterator[Record]:
-    """A table of one task, {columns: [structure, property], data: [[…], …]}; the property is a target of that name."""
+    """A table of one task, {columns: [structure, property], data: [[…], …]}; the property is a target of that name.
+
+    Truth values are 1 and 0.
+    """
     with _opened(path) as stream:
         columns = list(_ijson(path).items(stream, "columns.item"))
+    if "structure" not in columns:
+        raise UserError(f"{path} has no structures (columns: {', '.join(columns)}); tasks of compositions alone cannot be used")
     where, names = columns.index("structure"), [c for c in columns if c != "structure"]
     task = path.name.split(".")[0].removeprefix("matbench_")
     with _opened(path) as stream:

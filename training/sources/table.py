@@ -17,20 +17,34 @@ from .base import Record, Source
 KBAR = 0.1 * units.GPa
 KCAL = units.kcal / units.mol
 
+LEMAT_DOUBT = (
+    "stress is taken for kbar with VASP's sign, which holds for rows from the Materials Project and OQMD; those from "
+    "Alexandria are copied from a field whose unit is not stated: compare a few, or leave stress out of the loss"
+)
+
 SOURCES = {
     source.name: source
     for source in (
         Source("extxyz", "extended XYZ", ase_files.extxyz),
         Source("ase", "ASE database, SQLite or JSON", ase_files.database),
         Source("aselmdb", "ASE database in LMDB: OMat24, OMol25", ase_files.lmdb_database),
-        # VASP prints the stress in kbar, positive under compression, and these collections kept what it printed.
-        Source("lemat", "LeMat-Bulk and LeMat-Traj, Parquet", materials.lemat, stress=-KBAR),
+        Source("lemat", "LeMat-Bulk and LeMat-Traj, Parquet", materials.lemat, stress=-KBAR, doubt=LEMAT_DOUBT),
         Source("mptrj", "MPtrj, JSON", materials.mptrj, stress=-KBAR),
         Source("matbench", "a task of MatBench, JSON: structures and a property", materials.matbench),
         Source("qm9", "QM9, qm9_v3.pt; read whole", molecules.qm9),
         Source("md17", "MD17 and revised MD17, npz; read whole", molecules.md17, energy=KCAL),
     )
 }
+"""Where the units of stresses come from, looked up in November 2026:
+
+- aselmdb: OMat24's page in fairchem's documentation says eV, eV/Å and eV/Å³; the rows are ASE's, with its sign and order
+  (fairchem issue 923).
+- mptrj: the data set's page (figshare 23713842) says kBar. VASP prints it positive under compression, and CHGNet's loader
+  turns it into GPa of ASE's sign by −0.1 (chgnet issue 228).
+- lemat: no statement of a unit was found. The program that fills the sets (lematerial-fetcher) copies numbers as they are: from
+  tasks of the Materials Project, which are VASP's; from OQMD's table of structures, which qmpy reads off VASP's line "in kB";
+  and from Alexandria's field ``_alexandria_stress_tensor``, of which nothing was found. Hence the doubt.
+"""
 
 _SUFFIXES = {".db": "ase", ".aselmdb": "aselmdb", ".parquet": "lemat", ".pt": "qm9", ".npz": "md17"}
 

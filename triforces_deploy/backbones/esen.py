@@ -8,7 +8,7 @@ exactly where the feed-forward is spectral; not with its mirror image, from whic
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
@@ -19,12 +19,13 @@ from triforces_deploy.backbones.base import Backbone
 from triforces_deploy.errors import UserError
 from triforces_deploy.exchange import exchange
 from triforces_deploy.graph import N_NUMBERS, Graph
-from triforces_deploy.nn.edge_frames import EdgeFrames, into_frames, out_of_frames
+from triforces_deploy.nn.blocks import evaluate_twice
+from triforces_deploy.nn.edge_frames import EdgeFrames
 from triforces_deploy.nn.irreps import GridFeedForward, IrrepsNorm, SpectralFeedForward
 from triforces_deploy.nn.message_passing import Ends, Messages, over_atoms, over_edges
 from triforces_deploy.nn.pair_radial import PairRadial
 from triforces_deploy.nn.radial import gaussians, lengths, polynomial_envelope
-from triforces_deploy.nn.so2 import SO2Convolution, gated, join_orders, split_orders
+from triforces_deploy.nn.so2 import Pair, SO2Convolution, gated, weighted_orders
 from triforces_deploy.nn.spherical import L_MAX
 from triforces_deploy.nn.system_embedding import MOST, SystemEmbedding
 
@@ -161,7 +162,7 @@ class ESEN(Backbone):
         sums, edges = self._start(graph, kinds)
         x = torch.cat([sums[:, :1] + scalars[:, None], sums[:, 1:]], dim=1)
         for layer in self.layers:
-            x = cast(Layer, layer)(x, system, kinds, edges, graph.edge_index, self.frames)
+            x = cast(Layer, layer)(x, system, kinds, edges, graph.edge_index)
         return over_atoms(self.norm, x, widest=x.shape[1] * x.shape[2])
 
     def _kinds(self, numbers: Tensor) -> Kinds:
@@ -171,20 +172,23 @@ class ESEN(Backbone):
         """What the neighbours are from the outset, (N, (l_max+1)², C); and of each edge frame, Gaussians and envelope."""
         n_degrees = self.config.l_max + 1
 
-        def on_edges(vectors: Tensor, at_centre: Tensor, at_neighbour: Tensor) -> Messages:
+        def on_edges(vectors: Tensor, *of_kinds: Tensor) -> Messages:
+            *edges, message = _remembering(self.degree)(of_vectors, vectors, *of_kinds)
+            return Messages(tuple(edges), (message,))
+
+        def of_vectors(vectors: Tensor, *of_kinds: Tensor) -> tuple[Tensor, ...]:
             frames, basis, envelope = self.edge_inputs(vectors)
-            radial = self.degree(basis, at_centre, at_neighbour) * (envelope / DEGREE_SCALE)
-            rows = radial.unflatten(1, (n_degrees, -1)).split(1, dim=1)
-            scalars = [matrix[:, :1] for matrix in self.frames.matrices(frames)]
-            return Messages((frames, basis, envelope), tuple(out_of_frames(scalars, list(rows))))
+            radial = _looked_up(self.degree, basis, *of_kinds) * (envelope / DEGREE_SCALE)
+            scalars = frames[:, :n_degrees].transpose(1, 2)
+            return frames, basis, envelope, torch.bmm(scalars, radial.unflatten(1, (n_degrees, -1)))
 
         vectors = graph.edge_vector.to(self.embedding.weight.dtype)
         widest = n_degrees**2 * self.config.channels
         m = over_edges(on_edges, graph.edge_index, graph.numbers.shape[0], (vectors,), kinds.ends(self.degree), widest)
-        return torch.cat(m.to_centre, dim=1), m.edges
+        return m.to_centre[0], m.edges
 
     def edge_inputs(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Edge vectors (E, 3) → frames (E, n), Gaussians (E, n_gaussians) and envelopes (E, 1)."""
+        """Edge vectors (E, 3) → frames (E, rows, (l_max+1)²), Gaussians (E, n_gaussians) and envelopes (E, 1)."""
         r = lengths(vectors)
         basis = gaussians(r, self.cutoff, self.config.n_gaussians, GAUSSIAN_WIDTH)
         return self.frames(vectors / r[:, None]), basis, polynomial_envelope(r, self.cutoff, ENVELOPE_POWER)[:, None]
@@ -198,7 +202,8 @@ class Kinds(NamedTuple):
 
     def ends(self, radial: PairRadial) -> tuple[Ends, Ends]:
         """How the edges read them."""
-        return Ends(self.centre, at_centre=radial.at_centre), Ends(self.neighbour, at_neighbour=radial.at_neighbour)
+        centre = Ends(self.centre, at_centre=radial.at_centre, apart=True)
+        return centre, Ends(self.neighbour, at_neighbour=radial.at_neighbour, apart=True)
 
 
 class Layer(nn.Module):
@@ -226,7 +231,6 @@ class Layer(nn.Module):
         kinds: Kinds,
         edges: tuple[Tensor, ...],
         edge_index: Tensor,
-        frames: EdgeFrames,
     ) -> Tensor:
         """New coefficients from old ones, (N, (l_max+1)², C)."""
         size = x.shape[1] * x.shape[2]
@@ -234,37 +238,59 @@ class Layer(nn.Module):
         if system is not None:
             normed = torch.cat([normed[:, :1] + system, normed[:, 1:]], dim=1)
         normed = exchange(normed.flatten(1)).unflatten(1, x.shape[1:])
-        ends = (*kinds.ends(self.radial), Ends(normed, _itself, _itself))
-        m = over_edges(partial(self.messages, frames), edge_index, x.shape[0], edges, ends, 2 * size)
+        ends = (*kinds.ends(self.radial), Ends(normed, _itself, _itself, apart=True))
+        messages = partial(self.messages, self.first.complex_maps(), self.second.complex_maps())
+        m = over_edges(messages, edge_index, x.shape[0], edges, ends, 2 * size)
         return over_atoms(self._update, x, *m.to_centre, widest=self.feed_forward.widest)
 
     def messages(
-        self,
-        frames: EdgeFrames,
-        entries: Tensor,
-        basis: Tensor,
-        envelope: Tensor,
-        kind_of_centre: Tensor,
-        kind_of_neighbour: Tensor,
-        centre: Tensor,
-        neighbour: Tensor,
+        self, first: list[Pair], second: list[Pair], frames: Tensor, basis: Tensor, envelope: Tensor, *ends: Tensor
     ) -> Messages:
-        """Frames (E, n), …, coefficients of both ends (E, (l_max+1)², C) → messages, for each degree (E, 2l+1, C)."""
-        matrices = frames.matrices(entries)
-        ends = [into_frames(matrices, x) for x in (neighbour, centre)]
-        radial = self.radial(basis, kind_of_centre, kind_of_neighbour)
-        gates, parts = self.first(join_orders(ends, radial, self.m_max))
-        _, parts = self.second(gated(gates, parts, self.l_max))
-        rows = split_orders([parts[0] * envelope, *(part * envelope[:, None] for part in parts[1:])], self.l_max)
-        return Messages(to_centre=tuple(out_of_frames(matrices, rows)))
+        """Complex maps, frames (E, rows, (l_max+1)²), …, and what is read of the atoms → messages (E, (l_max+1)², C).
 
-    def _update(self, x: Tensor, *messages: Tensor) -> Tensor:
-        x = x + torch.cat(messages, dim=1)
+        Of all that lies between, only the results of the convolutions are remembered for the derivative: two thirds of the
+        arithmetic are in them, and a small part of the numbers.
+        """
+        evaluate = _remembering(self)
+        inputs = evaluate(self._inputs, frames, basis, *ends)
+        hidden = evaluate(self._gated, *self.first(list(inputs), first))
+        turned = torch.cat(self.second(list(hidden), second), dim=1).unflatten(1, (frames.shape[1], -1))
+        back = (frames * envelope[:, None]).transpose(1, 2)
+        return Messages(to_centre=(torch.bmm(back, turned),))
+
+    def _inputs(self, frames: Tensor, basis: Tensor, *ends: Tensor) -> tuple[Tensor, ...]:
+        """What the first convolution is given."""
+        *of_kinds, centres, at_centre, neighbours, at_neighbour = ends
+        radial = _looked_up(self.radial, basis, *of_kinds)
+        both = torch.cat([neighbours.index_select(0, at_neighbour), centres.index_select(0, at_centre)], dim=2)
+        return tuple(weighted_orders(torch.bmm(frames, both), radial, self.l_max, self.m_max))
+
+    def _gated(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        return tuple(gated(list(parts), self.l_max))
+
+    def _update(self, x: Tensor, messages: Tensor) -> Tensor:
+        x = x + messages
         return x + cast(Tensor, self.feed_forward(self.atom_norm(x)))
 
 
 def _itself(x: Tensor) -> Tensor:
     return x
+
+
+def _looked_up(
+    radial: PairRadial, basis: Tensor, centres: Tensor, at_centre: Tensor, neighbours: Tensor, at_neighbour: Tensor
+) -> Tensor:
+    return cast(Tensor, radial(basis, centres.index_select(0, at_centre), neighbours.index_select(0, at_neighbour)))
+
+
+def _remembering(module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
+    """How to evaluate a function with parameters of this module: once in training, else once more for the derivative."""
+    trained = any(parameter.requires_grad for parameter in module.parameters())
+    return _at_once if trained else evaluate_twice
+
+
+def _at_once(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    return function(*tensors)
 
 
 def _system(config: ESENConfig) -> SystemEmbedding | None:

@@ -189,7 +189,7 @@ class Layer(nn.Module):
         width = self.channels = config.channels
         l_in = config.l_hidden if k else 0
         l_out = 0 if k == len(config.correlation) - 1 else config.l_hidden
-        self.products = EdgeProducts(l_in, config.l_max)
+        self.products = EdgeProducts(l_in, config.l_max, width)
         n_hidden = [config.n_bessel, *config.radial_hidden][-1]
         self.by_elements = k == 0 and element_sums.pays(n_elements, n_hidden, width)
         self.widest = (config.l_max + 1) ** 2 * n_elements * n_hidden if self.by_elements else self.products.rows * width

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from triforces_deploy.backbones.base import Backbone
 from triforces_deploy.errors import UserError
 from triforces_deploy.exchange import exchange
 from triforces_deploy.graph import N_NUMBERS, Graph
+from triforces_deploy.nn.linear import linear
 from triforces_deploy.nn.message_passing import Ends, Messages, over_atoms, over_edges
 from triforces_deploy.nn.mlp import mlp
 from triforces_deploy.nn.radial import bessel, lengths, polynomial_envelope
@@ -192,11 +192,11 @@ class Interaction(nn.Module):
         Two thirds of that layer depend on one atom each: multiplied per atom and then looked up, they cost as much as
         there are atoms, not edges, and the wide concatenation never exists.
         """
-        return functional.linear(nodes, self._first_weights()[1], cast(nn.Linear, self.edge_mlp.mlp[0]).bias)
+        return linear(nodes, self._first_weights()[1], cast(nn.Linear, self.edge_mlp.mlp[0]).bias)
 
     def at_neighbour(self, nodes: Tensor) -> Tensor:
         """The same as neighbours."""
-        return functional.linear(nodes, self._first_weights()[2])
+        return linear(nodes, self._first_weights()[2])
 
     def _first_weights(self) -> tuple[Tensor, ...]:
         """Of the edge perceptron's first layer, (mlp_hidden, latent) each: for the edge, its centre and its neighbour."""
@@ -207,7 +207,7 @@ class Interaction(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(E, latent), (E, 1), twice (E, mlp_hidden) → m, g_in m and g_out m, (E, latent) each."""
         gate_in, gate_out = (envelope * torch.sigmoid(self.gates(edges))).chunk(2, dim=1)
-        hidden = functional.linear(edges, self._first_weights()[0]) + at_centre + at_neighbour
+        hidden = linear(edges, self._first_weights()[0]) + at_centre + at_neighbour
         for module in list(self.edge_mlp.mlp)[1:]:
             hidden = module(hidden)
         messages = cast(Tensor, self.edge_mlp.norm(hidden))

@@ -1,8 +1,9 @@
 """Evaluation in blocks of rows, so that memory follows what a layer keeps and not everything it computes.
 
-A function of rows (edges, or atoms) is evaluated block by block. What its derivative needs is kept as long as the budget
-lasts; blocks beyond it keep nothing and are computed again in the backward pass, which costs up to half as much arithmetic
-again. Blocks are small enough to stay in the processor's cache.
+A function of rows (edges, or atoms) is evaluated block by block. What its derivative needs is kept where there is room for
+all of it. Where there is not, only products with large matrices are kept (nn/linear.py), as long as the budget lasts, and
+the rest, which costs little, is computed again in the backward pass; without any budget that is up to half as much
+arithmetic again. Blocks are small enough to stay in the processor's cache.
 
 Without a budget, which is how models are trained and captured, nothing here is used.
 """
@@ -35,6 +36,8 @@ class Budget:
     spent: int = 0
     seen: set[int] = dataclasses.field(default_factory=set)
     """Addresses of what has been counted: weights and inputs are shared by all blocks."""
+    everything: bool = True
+    """Keep all that derivatives need; else results of products with large matrices alone."""
     whole: bool = False
     """All rows are one block, of which nothing is kept; no number of rows is looked at, so that it can be captured."""
 
@@ -46,9 +49,15 @@ _budgets: list[Budget | None] = [None]
 
 
 @contextmanager
-def using(limit: int, block_bytes: int | None = None) -> Iterator[None]:
-    """Evaluate in blocks inside the ``with`` block, keeping at most ``limit`` bytes for the backward pass."""
-    _budgets.append(Budget(limit, BLOCK_BYTES if block_bytes is None else block_bytes))
+def using(limit: int, block_bytes: int | None = None, everything: bool = True) -> Iterator[None]:
+    """Evaluate in blocks inside the ``with`` block, keeping at most ``limit`` bytes for the backward pass.
+
+    Args:
+        limit: of what is kept.
+        block_bytes: of the widest tensor of a block.
+        everything: keep all that derivatives need, block by block; else only results of products with large matrices.
+    """
+    _budgets.append(Budget(limit, BLOCK_BYTES if block_bytes is None else block_bytes, everything=everything))
     try:
         yield
     finally:
@@ -78,6 +87,51 @@ def without_budget() -> Iterator[None]:
 def active() -> Budget | None:
     """The budget of the innermost ``using``; None outside of any."""
     return _budgets[-1]
+
+
+def in_blocks() -> bool:
+    """Whether an evaluation in blocks is going on."""
+    budget = active()
+    return budget is not None and not budget.whole
+
+
+@dataclasses.dataclass
+class _Products:
+    """What a function's products with large matrices gave, in the order in which it computes them."""
+
+    budget: Budget
+    results: list[Tensor | None] = dataclasses.field(default_factory=list)
+    """None for what there was no room to keep."""
+    again: Iterator[Tensor | None] | None = None
+    """Where in the results a second evaluation is."""
+
+    def of(self, compute: Callable[[], Tensor]) -> Tensor:
+        if self.again is not None:
+            found = next(self.again)
+            return compute() if found is None else found
+        result = compute()
+        fits = self.budget.rest() >= result.nbytes
+        self.budget.spent += result.nbytes if fits else 0
+        self.results.append(result if fits else None)
+        return result
+
+
+_products: list[_Products | None] = [None]
+
+
+@contextmanager
+def _with_products(products: _Products | None) -> Iterator[None]:
+    _products.append(products)
+    try:
+        yield
+    finally:
+        _products.pop()
+
+
+def kept(compute: Callable[[], Tensor]) -> Tensor:
+    """A result that costs so much that it is kept, where there is room, when its block is to be evaluated again."""
+    products = _products[-1]
+    return compute() if products is None else products.of(compute)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +183,10 @@ def evaluate(function: Function, rows: Rows, tensors: Sequence[Tensor], budget: 
 
 
 def evaluate_twice(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """``function(*tensors)``, differentiable once, evaluated again for its derivative instead of remembered."""
+    """``function(*tensors)``, evaluated again for its derivative instead of remembered.
+
+    Differentiable in the tensors alone, not in parameters; twice only as often as autograd is told to (``create_graph``).
+    """
     return tuple(_Twice.apply(function, *tensors))
 
 
@@ -143,10 +200,16 @@ class _Twice(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         wanted = ctx.needs_input_grad[1:]
+        again = torch.is_grad_enabled()  # the derivative will itself be differentiated
         with torch.enable_grad():
-            own = [t.detach().requires_grad_(needed) for t, needed in zip(ctx.saved_tensors, wanted, strict=True)]
+            # Views are other tensors, so that no derivative goes through what one input owes to another.
+            own = [
+                t.view_as(t) if again and needed else t.detach().requires_grad_(needed)
+                for t, needed in zip(ctx.saved_tensors, wanted, strict=True)
+            ]
             values = ctx.function(*own)
-        found = iter(_vector_jacobian(values, [t for t in own if t.requires_grad], gradients))
+        leaves = [t for t, needed in zip(own, wanted, strict=True) if needed]
+        found = iter(_vector_jacobian(values, leaves, gradients, again))
         return (None, *(next(found) if needed else None for needed in wanted))
 
 
@@ -154,18 +217,21 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Function, rows: Rows, budget: Budget, *tensors: Tensor) -> tuple[Tensor, ...]:
         wanted = ctx.needs_input_grad[3:]
-        ctx.function, ctx.rows, ctx.block_bytes, ctx.kept = function, rows, budget.block_bytes, {}
+        ctx.function, ctx.rows, ctx.block_bytes, ctx.kept, ctx.products = function, rows, budget.block_bytes, {}, {}
         totals: list[Tensor] = []
         for block in rows.blocks(budget.block_bytes):
             places = Places.of(rows, block)
             inputs = _look_up(rows, tensors, places, block)
-            if any(wanted) and budget.rest() > 0:
+            if any(wanted) and budget.rest() > 0 and budget.everything:
                 with _counting(budget):
                     leaves, recorded = _recorded(function, places, inputs, wanted)
                 ctx.kept[block.start] = places, leaves, recorded
                 values = [v.detach() for v in recorded]
             else:
-                values = list(function(places.inverse, inputs))
+                products = _Products(budget) if any(wanted) and budget.rest() > 0 else None
+                with _with_products(products):
+                    values = list(function(places.inverse, inputs))
+                ctx.products[block.start] = products
             totals = totals or _totals(rows.n_rows, values, [to and to[1] for to in rows.outputs])
             for total, value, to in zip(totals, values, rows.outputs, strict=True):
                 _put(total, value, block, to and rows.indices[to[0]][block])
@@ -183,8 +249,11 @@ class _Blocked(torch.autograd.Function):
             if block.start in ctx.kept:
                 places, leaves, values = ctx.kept.pop(block.start)
             else:
-                places = Places.of(rows, block)
-                leaves, values = _recorded(ctx.function, places, _look_up(rows, tensors, places, block), wanted)
+                places, products = Places.of(rows, block), ctx.products.pop(block.start)
+                if products is not None:
+                    products.again = iter(products.results)
+                with _with_products(products):
+                    leaves, values = _recorded(ctx.function, places, _look_up(rows, tensors, places, block), wanted)
             found = _vector_jacobian(values, leaves, _gradients(rows, gradients, block))
             for total, value, k in zip(totals, found, chosen, strict=True):
                 at = rows.inputs[k]
@@ -210,11 +279,14 @@ def _recorded(
         return [t for t in own if t.requires_grad], function(places.inverse, own)
 
 
-def _vector_jacobian(values: Sequence[Tensor], leaves: list[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+def _vector_jacobian(
+    values: Sequence[Tensor], leaves: list[Tensor], gradients: Sequence[Tensor], create_graph: bool = False
+) -> Sequence[Tensor]:
     pairs = [(v, g) for v, g in zip(values, gradients, strict=True) if v.requires_grad]
     if not pairs:
         return [torch.zeros_like(leaf) for leaf in leaves]
-    return torch.autograd.grad([v for v, _ in pairs], leaves, [g for _, g in pairs], materialize_grads=True)
+    outputs, given = zip(*pairs, strict=True)
+    return torch.autograd.grad(outputs, leaves, given, create_graph=create_graph, materialize_grads=True)
 
 
 def _gradients(rows: Rows, gradients: Sequence[Tensor], block: slice) -> list[Tensor]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -102,6 +103,43 @@ def values_of_terms(points: Array, l_max: int, degree: int, order: int) -> dict[
         value = values[0][degree] if length == 1 else _value(values[: length - 1], product)
         columns.setdefault(length, []).append(value[:, degree])
     return {length: np.stack(of_length, axis=1) for length, of_length in columns.items()}
+
+
+def expanded(plan: Couplings, degree: int) -> Iterator[tuple[NDArray[np.int64], Array]]:
+    """Each term of one degree as a sum of monomials x_a x_b …, a ≤ b ≤ …, of the components of x.
+
+    Args:
+        plan: the basis.
+        degree: of the results, L.
+
+    Yields:
+        Components of each monomial, (factors, M), and coefficients (2L+1, M), many of them zero.
+    """
+    size = len(plan.levels[0]) ** 2
+    unit = np.eye(size)
+    factors = [unit[d**2 : (d + 1) ** 2] for d in range(len(plan.levels[0]))]
+
+    def multiplied(shorter: list[Array], product: Product) -> Array:
+        first, second = shorter[product.parent], factors[product.factor]
+        table = coupling((len(first) - 1) // 2, product.factor, product.degree)
+        array: Array = np.einsum("cab,as,bt->cst", table, first, second, optimize=True)
+        return array.reshape(len(array), -1)
+
+    levels = [factors]
+    for products in plan.levels[1:]:
+        levels.append([multiplied(levels[-1], product) for product in products])
+    sorted_axes = cache(partial(_monomials, size))
+    for length, product in plan.terms[degree]:
+        array = factors[degree] if length == 1 else multiplied(levels[length - 2], product)
+        monomials, place = sorted_axes(length)
+        yield monomials, np.array([np.bincount(place, row, monomials.shape[1]) for row in array])
+
+
+def _monomials(size: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Those of so many factors, (length, M), and which of them each entry of a flat tensor belongs to, (size**length,)."""
+    axes = np.sort(np.indices((size,) * length).reshape(length, -1), axis=0)
+    monomials, place = np.unique(axes, axis=1, return_inverse=True)
+    return monomials, place.ravel()
 
 
 def _longer(levels: list[list[Product]], l_max: int) -> list[Product]:

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from triforces_deploy.nn.constant import Constant
-from triforces_deploy.nn.small_products import small_product
-from triforces_deploy.nn.sphere import products_with_vector
+from triforces_deploy.nn.sphere import degrees, orders, products_with_vector
 
 Polynomials = NDArray[np.float64]
 """(rows, columns, 2l+1, 2l+1): a matrix of homogeneous polynomials of degree 2l in w, a and b. The last two axes are the
@@ -27,28 +26,26 @@ class EdgeFrames(nn.Module):
 
         q = (w, a, 0, b) ∝ (1 + y, −z, 0, x),    D^l_{mp} = Σ_{jk} c^{l,mp}_{jk} a^j b^k w^{2l−j−k},
 
-    whose denominator is never below 1. Rows are ordered by |m|: 0, 1, −1, 2, −2, … Those of orders above m_max are left out,
-    and so is degree 0, which no rotation changes.
+    whose denominator is never below 1. Rows are those of :func:`frame_rows`, columns the coefficients of an atom.
     """
 
     def __init__(self, l_max: int, m_max: int) -> None:
         super().__init__()
-        self.shapes = [(1 + 2 * min(degree, m_max), 2 * degree + 1) for degree in range(1, l_max + 1)]
         self.power = 2 * l_max
-        blocks = [block[rows_of(degree, m_max)] for degree, block in enumerate(_wigner(l_max))][1:]
-        table = np.concatenate([block.reshape(-1, self.power + 1, self.power + 1) for block in blocks])
+        rows = frame_rows(l_max, m_max)
+        self.shape = (len(rows), (l_max + 1) ** 2)
+        blocks, table = _wigner(l_max), np.zeros((*self.shape, self.power + 1, self.power + 1))
+        for row, (degree, m) in zip(table, rows, strict=True):
+            row[degree**2 : (degree + 1) ** 2] = blocks[degree][degree + m]
         powers = [(self.power - j - k, j, k) for j in range(self.power + 1) for k in range(self.power + 1 - j)]
-        self.coefficients = Constant(np.stack([table[:, j, k] for _, j, k in powers]))
+        self.coefficients = Constant(np.stack([table[:, :, j, k].ravel() for _, j, k in powers]))
         # Products with zeros and ones pick powers in one operation each, forward and backward.
         self.pick = nn.ModuleList([Constant(np.eye(self.power + 1)[:, list(chosen)]) for chosen in zip(*powers, strict=True)])
-        half_turn = [
-            np.tile([(-1.0) ** degree * (-1.0 if m < 0 else 1.0) for m in range(-degree, degree + 1)], n_rows)
-            for degree, (n_rows, _) in enumerate(self.shapes, start=1)
-        ]
-        self.signs = Constant(np.concatenate(half_turn))
+        half_turn = [(-1.0) ** (degree + (m < 0)) for degree, m in zip(degrees(l_max), orders(l_max), strict=True)]
+        self.signs = Constant(np.tile(half_turn, len(rows)))
 
     def forward(self, unit: Tensor) -> Tensor:
-        """Unit vectors (E, 3) → the entries of all matrices, (E, n); see :meth:`matrices`."""
+        """Unit vectors (E, 3) → matrices (E, rows, (l_max+1)²)."""
         x, y, z = unit.unbind(1)
         down = y < 0
         up, back = torch.where(down, -y, y), torch.where(down, -z, z)  # |y| has no derivative at 0
@@ -58,29 +55,14 @@ class EdgeFrames(nn.Module):
         w, a, b = (_powers(t, self.power) @ pick(t) for t, pick in zip(quaternion, self.pick, strict=True))
         monomials = w * a * b
         table, signs = cast(Tensor, self.coefficients(unit)), cast(Tensor, self.signs(unit))
-        return cast(Tensor, monomials @ table) * torch.where(down[:, None], signs, torch.ones_like(signs))
-
-    def matrices(self, entries: Tensor) -> list[Tensor]:
-        """For each degree 1 … l_max the matrices, (E, rows, 2l+1)."""
-        parts = entries.split([n_rows * n_columns for n_rows, n_columns in self.shapes], dim=1)
-        return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        matrices = cast(Tensor, monomials @ table) * torch.where(down[:, None], signs, torch.ones_like(signs))
+        return cast(Tensor, matrices.unflatten(1, self.shape))
 
 
-def rows_of(degree: int, m_max: int) -> list[int]:
-    """Which m of a degree, as an index from −l on, stands in each row of :class:`EdgeFrames`."""
-    return [degree + sign * m for m in range(min(degree, m_max) + 1) for sign in ((1, -1) if m else (1,))]
-
-
-def into_frames(matrices: list[Tensor], x: Tensor) -> list[Tensor]:
-    """Coefficients (E, (l_max+1)², K) → for each degree 0 … l_max its rows in the frame, (E, rows, K)."""
-    degrees = enumerate(matrices, start=1)
-    return [x[:, :1], *(small_product(matrix, x[:, degree**2 : (degree + 1) ** 2]) for degree, matrix in degrees)]
-
-
-def out_of_frames(matrices: list[Tensor], rows: list[Tensor]) -> list[Tensor]:
-    """Rows in the frame of degrees 0 … l_max → for each degree the coefficients, (E, 2l+1, K)."""
-    turned = zip(matrices, rows[1:], strict=True)
-    return [rows[0], *(small_product(matrix.transpose(1, 2), row) for matrix, row in turned)]
+def frame_rows(l_max: int, m_max: int) -> list[tuple[int, int]]:
+    """Degree and order of each row of :class:`EdgeFrames`: orders 0, 1, −1, 2, −2, … up to m_max, degrees from |m| on."""
+    signed = [sign * m for m in range(m_max + 1) for sign in ((1, -1) if m else (1,))]
+    return [(degree, m) for m in signed for degree in range(abs(m), l_max + 1)]
 
 
 def _powers(t: Tensor, highest: int) -> Tensor:

@@ -78,14 +78,21 @@ class ElementLinear(nn.Module):
         return torch.cat(results, dim=1)
 
 
-class EdgeProducts:
+class EdgeProducts(nn.Module):
     """Products of a neighbour's features with the harmonics of the edge, one for each path l1 ⊗ l2 → l3.
 
     m_p = (w_p x_l1 · Y_l2)_l3 with the product of :mod:`triforces_deploy.nn.couplings` and weights of the channels. Paths
     are sorted by l3, then by l1 and l2. With an even sum of degrees only: the others would be pseudovectors and the like.
+
+    Args:
+        l_in: highest degree of the features.
+        l_max: highest degree of the harmonics and of the result.
+        channels: K.
     """
 
-    def __init__(self, l_in: int, l_max: int) -> None:
+    def __init__(self, l_in: int, l_max: int, channels: int) -> None:
+        super().__init__()
+        self.l_in, self.l_max, self.channels = l_in, l_max, channels
         paths = [(l1, l2, l3) for l3 in range(l_max + 1) for l1 in range(l_in + 1) for l2 in range(l_max + 1)]
         self.paths = [p for p in paths if abs(p[0] - p[1]) <= p[2] <= p[0] + p[1] and sum(p) % 2 == 0]
         self.copies = [sum(p[2] == degree for p in self.paths) for degree in range(l_max + 1)]
@@ -100,7 +107,7 @@ class EdgeProducts:
         matrix[of_degree(l2)] = coupling(l1, l2, l3).transpose(2, 0, 1)
         return matrix.reshape(len(matrix), -1)
 
-    def __call__(self, x: Tensor, harmonics: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, harmonics: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         """(E, (l_in+1)², K), (E, (l_max+1)²) and (E, paths, K) → for each path (E, 2l3+1, K).
 
         Weights come first: there are fewer rows of x than of the result.

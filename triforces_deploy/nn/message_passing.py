@@ -33,6 +33,8 @@ class Ends(NamedTuple):
     """Applied to ``atoms`` before the centre's rows are looked up; None where the edge does not read its centre."""
     at_neighbour: OfAtoms | None = None
     """The same for the neighbour."""
+    apart: bool = False
+    """Give the function the atoms' rows and, after them, which of these each edge reads (E,), for it to look up itself."""
 
     def sides(self) -> list[tuple[int, OfAtoms]]:
         """What is read: 0 at the centre, 1 at the neighbour."""
@@ -117,11 +119,13 @@ def _twice(
 
 
 def _read(ends: Sequence[Ends], atoms: Sequence[Tensor], centre: Tensor, neighbour: Tensor) -> list[Tensor]:
-    """A row per edge of everything that is read, given the atoms for each side of each end."""
-    sides = [side for end in ends for side in end.sides()]
-    return [
-        of_atoms(rows).index_select(0, (centre, neighbour)[side]) for (side, of_atoms), rows in zip(sides, atoms, strict=True)
-    ]
+    """What the function is given of the atoms that are read, those for each side of each end."""
+    found = []
+    sides = [(end.apart, *side) for end in ends for side in end.sides()]
+    for (apart, side, of_atoms), rows in zip(sides, atoms, strict=True):
+        index = (centre, neighbour)[side]
+        found += [of_atoms(rows), index] if apart else [of_atoms(rows).index_select(0, index)]
+    return found
 
 
 def _flat(messages: Messages) -> tuple[Tensor, ...]:

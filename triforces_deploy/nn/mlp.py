@@ -7,6 +7,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from triforces_deploy.nn.linear import Linear
+
 
 def mlp(sizes: Sequence[int], bias: bool = True) -> nn.Sequential:
     """Linear layers of the given widths with SiLU between them and none after the last; without ``bias``, 0 gives 0."""
@@ -14,5 +16,5 @@ def mlp(sizes: Sequence[int], bias: bool = True) -> nn.Sequential:
     for k, (n_in, n_out) in enumerate(pairwise(sizes)):
         if k:
             layers.append(nn.SiLU())
-        layers.append(nn.Linear(n_in, n_out, bias=bias))
+        layers.append(Linear(n_in, n_out, bias=bias))
     return nn.Sequential(*layers)

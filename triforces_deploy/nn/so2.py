@@ -1,46 +1,44 @@
 """Convolutions in the frame of an edge, where rotations about it are all that is left of the rotation group.
 
-Features of an edge are a list with one tensor for each order |m| = 0 … m_max, whose columns are degree by channel,
-degrees |m| … l_max: (E, n_0) for m = 0, and (E, 2, n_m) for the others, +m before −m. A turn of the frame by φ about the
-edge rotates each pair by mφ, and every function here commutes with it.
+Features of an edge are a list with one tensor for m = 0 and two, +m before −m, for each |m| = 1 … m_max. Their columns are
+degree by channel, degrees |m| … l_max: (E, n_m). A turn of the frame by φ about the edge rotates each pair by mφ, and every
+function here commutes with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterator
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 
-def join_orders(ends: Sequence[list[Tensor]], weights: Tensor, m_max: int) -> list[Tensor]:
-    """Rows in the frame, as :func:`~triforces_deploy.nn.edge_frames.into_frames` gives them, → features by order.
+def weighted_orders(rows: Tensor, weights: Tensor, l_max: int, m_max: int) -> list[Tensor]:
+    """Features by order from rows in the frame.
 
     Args:
-        ends: for each atom of an edge, for each degree (E, rows, K); their channels stand side by side.
-        weights: (E, n), multiplies each order, degree, end and channel; ±m share theirs.
-        m_max: highest order that is wanted.
+        rows: (E, rows, K) in the order of :class:`~triforces_deploy.nn.edge_frames.EdgeFrames`.
+        weights: (E, n K), multiplies each |m|, degree and column; ±m share theirs.
+        l_max: highest degree.
+        m_max: highest order.
     """
-    weight = iter(weights.split(ends[0][0].shape[2], dim=1))
-    parts = []
-    for m in range(m_max + 1):
-        of_order = slice(2 * m - 1, 2 * m + 1) if m else slice(1)
-        degrees = range(m, len(ends[0]))
-        pieces = [end[degree][:, of_order] * next(weight)[:, None] for degree in degrees for end in ends]
-        joined = torch.cat(pieces, dim=2)
-        parts.append(joined if m else joined[:, 0])
-    return parts
+    n_degrees = [l_max + 1 - m for m in range(m_max + 1)]
+    parts = rows.split([n for m, n in enumerate(n_degrees) for _ in range(2 if m else 1)], dim=1)
+    of_order = weights.split([n * rows.shape[2] for n in n_degrees], dim=1)
+    return [part.flatten(1) * of_order[(k + 1) // 2] for k, part in enumerate(parts)]
 
 
-def split_orders(parts: list[Tensor], l_max: int) -> list[Tensor]:
-    """Features by order → for each degree (E, rows, K), without weights."""
-    first, *pairs = (part.unflatten(-1, (l_max + 1 - m, -1)) for m, part in enumerate(parts))
-    return [
-        torch.cat([first[:, degree, None], *(pair[:, :, degree - m] for m, pair in enumerate(pairs[:degree], start=1))], dim=1)
-        for degree in range(l_max + 1)
-    ]
+class Pair(NamedTuple):
+    """A complex map W₁ + i W₂ as the three real ones, (n_in, n_out), that suffice for it."""
+
+    first: Tensor
+    """W₁."""
+    down: Tensor
+    """−(W₁ + W₂)."""
+    up: Tensor
+    """W₂ − W₁."""
 
 
 class SO2Convolution(nn.Module):
@@ -48,7 +46,6 @@ class SO2Convolution(nn.Module):
 
     def __init__(self, l_max: int, m_max: int, n_in: int, n_out: int, n_gates: int = 0) -> None:
         super().__init__()
-        self.n_gates = n_gates
         self.zero = nn.Linear((l_max + 1) * n_in, n_gates + (l_max + 1) * n_out)
         self.pairs = nn.ModuleList()
         for m in range(1, m_max + 1):
@@ -58,30 +55,30 @@ class SO2Convolution(nn.Module):
                 pair.weight /= 2.0**0.5
             self.pairs.append(pair)
 
-    def forward(self, x: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Features by order → ``n_gates`` further scalars, (E, n_gates), and features by order."""
-        zero = self.zero(x[0])
-        gates, first = zero[:, : self.n_gates], zero[:, self.n_gates :]
-        return gates, [first, *(_complex(part, cast(nn.Linear, f).weight) for part, f in zip(x[1:], self.pairs, strict=True))]
+    def complex_maps(self) -> list[Pair]:
+        """Those for m = 1 …, made once for all edges."""
+        return [Pair(*_three(cast(nn.Linear, pair).weight)) for pair in self.pairs]
+
+    def forward(self, x: list[Tensor], maps: list[Pair]) -> list[Tensor]:
+        """Features by order → features by order; the first n_gates columns of m = 0 are further scalars."""
+        return [self.zero(x[0]), *(y for k, pair in enumerate(maps) for y in _complex(x[2 * k + 1], x[2 * k + 2], pair))]
 
 
-def _complex(x: Tensor, weight: Tensor) -> Tensor:
-    """(E, 2, n_in) by W₁ over W₂, (2 n_out, n_in), → (E, 2, n_out), with three real products instead of four."""
-    real, imaginary = x.unbind(1)
+def _three(weight: Tensor) -> Iterator[Tensor]:
     first, second = weight.chunk(2)
-    common = functional.linear(real + imaginary, first)
-    return torch.stack(
-        [
-            common - functional.linear(imaginary, first + second),
-            common + functional.linear(real, second - first),
-        ],
-        dim=1,
-    )
+    yield from (first.t(), -(first + second).t(), (second - first).t())
 
 
-def gated(gates: Tensor, x: list[Tensor], l_max: int) -> list[Tensor]:
-    """SiLU of the scalars; each other degree times the sigmoid of its gates, (E, l_max · channels)."""
+def _complex(real: Tensor, imaginary: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
+    """Three real products instead of four."""
+    common = (real + imaginary) @ pair.first
+    return torch.addmm(common, imaginary, pair.down), torch.addmm(common, real, pair.up)
+
+
+def gated(x: list[Tensor], l_max: int) -> list[Tensor]:
+    """SiLU of the scalars; each other degree times the sigmoid of its gates, the first l_max · channels columns of m = 0."""
+    channels = x[0].shape[1] // (2 * l_max + 1)
+    gates, scalars, others = x[0].split([l_max * channels, channels, l_max * channels], dim=1)
     gates = torch.sigmoid(gates)
-    channels = gates.shape[1] // l_max
-    zero = torch.cat([functional.silu(x[0][:, :channels]), x[0][:, channels:] * gates], dim=1)
-    return [zero, *(part * gates[:, None, (m - 1) * channels :] for m, part in enumerate(x[1:], start=1))]
+    zero = torch.cat([functional.silu(scalars), others * gates], dim=1)
+    return [zero, *(part * gates[:, k // 2 * channels :] for k, part in enumerate(x[1:]))]
