@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
@@ -47,15 +46,6 @@ def captured_in(payload: Payload, example: Graph, facts: Facts) -> Captured:
 
 def lower(captured: Captured) -> Lowered:
     """The program itself, from which the other forms can be made later, also by other programs."""
-    exported, buffer = program(captured), io.BytesIO()
-    for held in (exported.state_dict, exported.constants):
-        # A part of a weight, whose rest is not in the graph, would be saved with the rest, and with a warning about GPUs.
-        parts = {name: x.clone() for name, x in held.items() if isinstance(x, Tensor) and _is_part(x)}
-        held.update(parts)
-    torch.export.save(exported, buffer)
+    buffer = io.BytesIO()
+    torch.export.save(program(captured), buffer)
     return Lowered(buffer.getvalue())
-
-
-def _is_part(tensor: Tensor) -> bool:
-    """Whether its storage holds more than it shows."""
-    return tensor.nbytes < tensor.untyped_storage().nbytes()
