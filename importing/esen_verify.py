@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 
 from triforces_deploy.artifact import Parity
+from triforces_deploy.direct import without_torque
 from triforces_deploy.errors import UserError
 
 from .comparing import Results, compared, few_structures, results_of
@@ -62,6 +63,8 @@ def against_esen(path: Path, made: Imported) -> Parity:
         results = {"energy": (energy.detach()[0] * float(made.model.scale) + references.sum()) / len(atoms)}
         if config.direct:
             found = {kind: head(data, features)[kind] for kind, head in direct.items()}
+            if not atoms.cell.any():  # as our calculator does with all models of this kind
+                found["forces"] = without_torque(found["forces"], data["pos"])
         else:
             forces, stress = compute_forces_and_stress(part, data["pos"], data["cell"], data["batch"], training=False)
             found = {"forces": forces, "stress": stress}
