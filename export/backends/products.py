@@ -22,7 +22,7 @@ def by_onednn() -> Iterator[None]:
     """Inside the ``with`` block Inductor turns products with a matrix of known size into calls of oneDNN."""
     from torch._inductor import lowering
 
-    usual = {operator: lowering.lowerings[operator] for operator in (A.mm.default, A.addmm.default)}
+    usual: dict[Any, Any] = {operator: lowering.lowerings[operator] for operator in (A.mm.default, A.addmm.default)}
 
     def mm(a: Any, b: Any, **options: Any) -> Any:
         return _product(a, b, None) if _suits(b) else usual[A.mm.default](a, b, **options)
@@ -41,10 +41,10 @@ def by_onednn() -> Iterator[None]:
 
 
 def _suits(matrix: Any) -> bool:
-    from sympy import Integer
+    from torch._inductor.virtualized import V
 
-    known = all(isinstance(size, int | Integer) and size >= LEAST for size in matrix.get_size())
-    return known and matrix.get_dtype() == torch.float32
+    large = all(V.graph.sizevars.statically_known_geq(size, LEAST) for size in matrix.get_size())
+    return large and matrix.get_dtype() == torch.float32
 
 
 def _product(a: Any, b: Any, bias: Any) -> Any:
@@ -58,10 +58,11 @@ def _product(a: Any, b: Any, bias: Any) -> Any:
         # Of a piece of a matrix oneDNN has only its reference code, a thousand times slower.
         weight = kernel.require_contiguous(weight)
     size = [x.get_size()[0], rows]
-    layout = ir.FixedLayout(x.get_device(), x.get_dtype(), size, ir.FlexibleLayout.contiguous_strides(size))
-    inputs, options = [x, weight], ["none", [-1], ""]
+    layout = ir.FixedLayout(torch.device("cpu"), x.get_dtype(), size, ir.FlexibleLayout.contiguous_strides(size))
+    inputs: list[Any] = [x, weight]
+    options: list[Any] = ["none", [-1], ""]  # no function after it
     if bias is None:
-        options.insert(0, None)
+        options = [None, *options]
     else:
         inputs.append(kernel.require_contiguous(kernel.realize_input(bias)))
     call = mkldnn_ir.LinearUnary(layout=layout, inputs=inputs, constant_args=options)

@@ -219,10 +219,11 @@ class _Blocked(torch.autograd.Function):
         wanted = ctx.needs_input_grad[3:]
         ctx.function, ctx.rows, ctx.block_bytes, ctx.kept, ctx.products = function, rows, budget.block_bytes, {}, {}
         totals: list[Tensor] = []
+        everything = budget.everything
         for block in rows.blocks(budget.block_bytes):
             places = Places.of(rows, block)
             inputs = _look_up(rows, tensors, places, block)
-            if any(wanted) and budget.rest() > 0 and budget.everything:
+            if any(wanted) and budget.rest() > 0 and everything:
                 with _counting(budget):
                     leaves, recorded = _recorded(function, places, inputs, wanted)
                 ctx.kept[block.start] = places, leaves, recorded
@@ -232,6 +233,8 @@ class _Blocked(torch.autograd.Function):
                 with _with_products(products):
                     values = list(function(places.inverse, inputs))
                 ctx.products[block.start] = products
+                # A function without such products: what room there is goes to all that it computes.
+                everything = products is not None and not products.results
             totals = totals or _totals(rows.n_rows, values, [to and to[1] for to in rows.outputs])
             for total, value, to in zip(totals, values, rows.outputs, strict=True):
                 _put(total, value, block, to and rows.indices[to[0]][block])
