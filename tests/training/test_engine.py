@@ -180,9 +180,18 @@ def test_what_two_processes_shared_out_one_takes_up(uneven: Path, whole: Path, t
     check_same_state(tmp_path / "run", whole)
 
 
-def test_fsdp_is_refused_with_its_reason(uneven: Path, tmp_path: Path) -> None:
-    file = recipe_file(tmp_path / "plan.yaml", recipe(uneven, trainer={"strategy": "fsdp"}))
-    with pytest.raises(UserError, match="FSDP frees weights that the derivative of the forces still needs"):
+@pytest.mark.parametrize(
+    ("trainer", "reason"),
+    [
+        ({"strategy": "fsdp"}, "FSDP frees weights that the derivative of the forces still needs"),
+        ({"compile": True}, "torch.compile cannot differentiate twice"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_reason(
+    trainer: dict[str, Any], reason: str, uneven: Path, tmp_path: Path
+) -> None:
+    file = recipe_file(tmp_path / "plan.yaml", recipe(uneven, trainer=trainer))
+    with pytest.raises(UserError, match=reason):
         load_recipe(file)
 
 
