@@ -150,9 +150,9 @@ def floor(n_structures: int) -> None:
         one @ other
     peak = 5 * 2.0 * one.numel() * 1024 / (time.process_time() - start)
     print(
-        f"{n_structures} × 64 Si: {seconds:.2f} s a step; {share:.1%} of the profiled time are matrix products, {work / 1e9:.0f} "
-        f"GFLOP; one product of this kind runs at {peak / 1e9:.0f} GFLOP/s, so that they need {work / peak:.2f} s, "
-        f"{work / peak / seconds:.0%} of the step"
+        f"{n_structures} × 64 Si: {seconds:.2f} s a step; {share:.0%} of the profiled time are matrix products, "
+        f"{work / 1e9:.0f} GFLOP; one product of this kind runs at {peak / 1e9:.0f} GFLOP/s, so that they need {work / peak:.2f} "
+        f"s, {work / peak / seconds:.0%} of the step"
     )
 
 
