@@ -151,8 +151,8 @@ def floor(n_structures: int) -> None:
     peak = 5 * 2.0 * one.numel() * 1024 / (time.process_time() - start)
     print(
         f"{n_structures} × 64 Si: {seconds:.2f} s a step; {share:.0%} of the profiled time are matrix products, "
-        f"{work / 1e9:.0f} GFLOP; one product of this kind runs at {peak / 1e9:.0f} GFLOP/s, so that they need {work / peak:.2f} "
-        f"s, {work / peak / seconds:.0%} of the step"
+        f"{work / 1e9:.0f} GFLOP; one product of this kind runs at {peak / 1e9:.0f} GFLOP/s, "
+        f"so that they need {work / peak:.2f} s, {work / peak / seconds:.0%} of the step"
     )
 
 
