@@ -7,7 +7,8 @@
 'memory': fresh processes set pretraining up on 10³ … 10⁵ packed crystals of 8 atoms and make batches of views; MiB of the
 process itself, and of pages of files, which any other program may take back. The same beside it for structures as ase.Atoms.
 'rate': batches of DataLoader without a model, by workers: packed and turned, and views; CPU seconds beside it, which other
-load on the machine does not touch. 'wait': steps of the full-size model, with --threads; the time between two steps over that of a step.
+load on the machine does not touch. 'wait': steps of the full-size model, with --threads; the time between two steps over
+that of a step.
 """
 
 from __future__ import annotations
@@ -225,7 +226,8 @@ def wait(report: Callable[[dict[str, Any]], None], work: Path, only: str = "") -
             step = statistics.median(works[1:])
             report(
                 {
-                    "what": "wait", "batches": name, "in a batch": 1, "atoms": 63, "workers": workers, "threads": torch.get_num_threads(),
+                    "what": "wait", "batches": name, "in a batch": 1, "atoms": 63, "workers": workers,
+                    "threads": torch.get_num_threads(),
                     "step, s": step,
                     "wait, s": statistics.median(waits[1:]), "share of the step": statistics.median(waits[1:]) / step,
                     "longest wait, s": max(waits[1:]), "before the first step, s": waits[0],
