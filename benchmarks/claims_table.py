@@ -116,7 +116,7 @@ def time_spent(rows: list[Row]) -> str:
 
 
 def write_picture() -> None:
-    """A row for each set and backbone: bars of every contender at the smallest size, then errors over sizes."""
+    """A row for each set and backbone: bars of every contender at the smallest size, then errors over sizes if there are more."""
     groups = {key: own for key, own in grouped(read_rows()).items() if any(len(group) > 1 for group in own.values())}
     lines = list(dict.fromkeys(key[:3] for key in groups))
     if not lines:
@@ -127,6 +127,9 @@ def write_picture() -> None:
         for k, (kind, unit) in enumerate(zip(KINDS, UNITS, strict=True)):
             _bars(line[k], own[min(own)], kind)
             line[k].set_xlabel(f"{unit}; {name}, {backbone}, {min(own)} structures", fontsize=8)
+            if len(own) == 1:
+                line[2 + k].set_axis_off()
+                continue
             _lines(line[2 + k], own, kind)
             line[2 + k].set_ylabel(unit, fontsize=8)
             line[2 + k].set_xlabel(f"structures; {name}, {backbone}, {steps} steps", fontsize=8)
@@ -139,7 +142,8 @@ def _bars(axis: Any, contenders: dict[str, Group], kind: str) -> None:
     values = {contender: [row[kind] for row in group.values()] for contender, group in contenders.items()}
     errors = [error(v) if len(v) > 1 else 0.0 for v in values.values()]
     colours = ["tab:blue" if contender in MAIN else "silver" for contender in values]
-    axis.barh(list(values), [float(np.mean(v)) for v in values.values()], xerr=errors, color=colours, capsize=3)
+    labels = [contender + " (1 seed)" * (len(v) == 1) for contender, v in values.items()]
+    axis.barh(labels, [float(np.mean(v)) for v in values.values()], xerr=errors, color=colours, capsize=3)
     axis.tick_params(labelsize=7)
     axis.invert_yaxis()
 

@@ -7,8 +7,8 @@ change and s its standard error, it
 - does not hold where m - 2 s lies above it,
 - is open in between.
 
-Fewer than three seeds have no verdict. With three seeds two standard errors are a weak rule: chance alone oversteps them in one case of five or six. Forces are no
-worse where their change is not above nought by more than 2 s.
+Fewer than three seeds have no verdict. With three seeds two standard errors are a weak rule: chance alone oversteps them in one
+case of five or six. Forces are no worse where their change is not above nought by more than 2 s.
 """
 
 from __future__ import annotations
