@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from claims_figures import KINDS, RESULTS, Group, Groups, Row, changes, error, grouped, mean, read_rows
 from claims_verdicts import AGAINST, verdicts, what_decided
+from matplotlib.ticker import LogLocator
 
 from triforces_deploy.files import replacing
 
@@ -116,7 +117,7 @@ def time_spent(rows: list[Row]) -> str:
 
 
 def write_picture() -> None:
-    """A row for each set and backbone: bars of every contender at the smallest size, then errors over sizes if there are more."""
+    """A row for each set and backbone: bars of all contenders at the smallest size, then errors over sizes if there are more."""
     groups = {key: own for key, own in grouped(read_rows()).items() if any(len(group) > 1 for group in own.values())}
     lines = list(dict.fromkeys(key[:3] for key in groups))
     if not lines:
@@ -155,6 +156,10 @@ def _lines(axis: Any, own: dict[int, dict[str, Group]], kind: str) -> None:
         axis.errorbar(list(points), means, errors, marker="o", capsize=3, label=contender)
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.set_xticks(list(own), [str(size) for size in own])
+    axis.minorticks_off()
+    axis.yaxis.set_major_locator(LogLocator(subs=range(1, 10)))
+    axis.yaxis.set_major_formatter("{x:.0f}")
     axis.tick_params(labelsize=7)
     axis.legend(fontsize=6)
 
