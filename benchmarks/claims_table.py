@@ -117,7 +117,7 @@ def time_spent(rows: list[Row]) -> str:
 
 
 def write_picture() -> None:
-    """A row for each set and backbone: bars of all contenders at the smallest size, then errors over sizes if there are more."""
+    """A row for each set and backbone: bars of all contenders at the smallest size, then errors over several sizes."""
     groups = {key: own for key, own in grouped(read_rows()).items() if any(len(group) > 1 for group in own.values())}
     lines = list(dict.fromkeys(key[:3] for key in groups))
     if not lines:
