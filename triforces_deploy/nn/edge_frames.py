@@ -55,8 +55,9 @@ class EdgeFrames(nn.Module):
         w, a, b = (_powers(t, self.power) @ pick(t) for t, pick in zip(quaternion, self.pick, strict=True))
         monomials = w * a * b
         table, signs = cast(Tensor, self.coefficients(unit)), cast(Tensor, self.signs(unit))
-        matrices: Tensor = (monomials @ table) * torch.where(down[:, None], signs, torch.ones_like(signs))
-        return matrices.unflatten(1, self.shape)
+        flat: Tensor = (monomials @ table) * torch.where(down[:, None], signs, torch.ones_like(signs))
+        matrices: Tensor = flat.unflatten(1, self.shape)
+        return matrices
 
 
 def frame_rows(l_max: int, m_max: int) -> list[tuple[int, int]]:
