@@ -56,7 +56,7 @@ class EdgeFrames(nn.Module):
         monomials = w * a * b
         table, signs = cast(Tensor, self.coefficients(unit)), cast(Tensor, self.signs(unit))
         matrices: Tensor = (monomials @ table) * torch.where(down[:, None], signs, torch.ones_like(signs))
-        return matrices.unflatten(1, self.shape)
+        return cast(Tensor, matrices.unflatten(1, self.shape))
 
 
 def frame_rows(l_max: int, m_max: int) -> list[tuple[int, int]]:
