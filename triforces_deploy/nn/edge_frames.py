@@ -55,9 +55,8 @@ class EdgeFrames(nn.Module):
         w, a, b = (_powers(t, self.power) @ pick(t) for t, pick in zip(quaternion, self.pick, strict=True))
         monomials = w * a * b
         table, signs = cast(Tensor, self.coefficients(unit)), cast(Tensor, self.signs(unit))
-        flat: Tensor = (monomials @ table) * torch.where(down[:, None], signs, torch.ones_like(signs))
-        matrices: Tensor = flat.unflatten(1, self.shape)
-        return matrices
+        matrices: Tensor = (monomials @ table) * torch.where(down[:, None], signs, torch.ones_like(signs))
+        return cast(Tensor, matrices.unflatten(1, self.shape))
 
 
 def frame_rows(l_max: int, m_max: int) -> list[tuple[int, int]]:
