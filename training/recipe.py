@@ -95,7 +95,7 @@ class TrainerConfig:
     number of processes."""
     compile: bool = False
     """Refused: torch.compile cannot differentiate twice, which a loss of forces needs. On a CPU a step of the full-size model
-    is matrix products at the machine's speed for 88 % of its time, so that compiling could win 1.13× at most
+    is matrix products at the machine's speed for 85 % of its time, so that compiling could win 1.18× at most
     (benchmarks/training_step.py); for very small models it can win more, and on a GPU it has not been measured."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Besides log.csv, which is always there; wandb is not installed with this package."""
