@@ -97,9 +97,9 @@ class TrainerConfig:
     moving average remember; see sharded.py, and there why 'fsdp' is refused. A run may go on with the other, and with another
     number of processes."""
     compile: bool = False
-    """Refused: torch.compile cannot differentiate twice, which a loss of forces needs. A graph of energy, forces and stress
-    captured beforehand can be compiled, but on a CPU matrix products at the machine's peak are 88 % of a step of the full-size
-    model, so that at most 1.13× could be won (benchmarks/training_step.py); on a GPU it has not been measured."""
+    """Refused: torch.compile cannot differentiate twice, which a loss of forces needs. On a CPU a step of the full-size model
+    is matrix products at the machine's speed for 85 % of its time, so that compiling could win 1.18× at most
+    (benchmarks/training_step.py); for very small models it can win more, and on a GPU it has not been measured."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Besides log.csv, which is always there; wandb is not installed with this package."""
     threads: int | None = None
