@@ -31,7 +31,7 @@ from .certify.dynamics import refuse_drift
 from .certify.structures import crystal, defect
 from .policies import PolicyOptions, as_trained, decide, refuse_backends
 from .probes import probe_structures
-from .verify import check, parity
+from .verify import check, compare, known_tolerance, largest, parity, tolerance
 from .verify_positions import compare_form, open_form
 
 Report = Callable[[str], None]
@@ -167,15 +167,18 @@ def _verify(artifact: Artifact, source: Path) -> tuple[Parity, ...]:
     facts = artifact.metadata.facts
     probes = probe_structures(tuple(facts.reference) or facts.elements)
     same = eager_reference(source, facts, facts.precision, artifact.weights)
+    exact = eager_reference(source, facts, "float64", artifact.weights)
+    rounded = facts.precision != "float64"
+    bounds = PRECISIONS[facts.precision]
+    own = largest(parity("eager", "eager float64", compare(same, exact, probes), bounds.rounding)) if rounded else 0.0
+    allowed = tolerance(facts.precision, own)
     results = []
     for backend in (*artifact.payloads, "eager"):
         candidate = open_form(artifact, "the new artifact", backend, trusted=True)
         rows = compare_form(candidate, same, probes)
-        results.append(parity(backend, f"eager {facts.precision}", rows, PRECISIONS[facts.precision].parity))
-        if facts.precision != "float64":
-            exact = eager_reference(source, facts, "float64", artifact.weights)
-            rows = compare_form(candidate, exact, probes)
-            results.append(parity(backend, "eager float64", rows, PRECISIONS[facts.precision].rounding))
+        results.append(parity(backend, f"eager {facts.precision}", rows, allowed))
+        if rounded:
+            results.append(parity(backend, "eager float64", compare_form(candidate, exact, probes), bounds.rounding))
     for result in results:
         check(result)
     return tuple(results)
@@ -200,8 +203,8 @@ def reverify(artifact: Artifact, name: str, against: Path | None, structures: di
     names = (*artifact.payloads, *(() if against is None else ("eager",)))
     # A potential calls itself by what runs, which is not the file's own code where that is not trusted.
     candidates = (open_form(artifact, name, backend) for backend in names)
-    tolerance = PRECISIONS[facts.precision].parity
-    return tuple(parity(c.backend, label, compare_form(c, reference, chosen), tolerance) for c in candidates)
+    allowed = known_tolerance(artifact.metadata)
+    return tuple(parity(c.backend, label, compare_form(c, reference, chosen), allowed) for c in candidates)
 
 
 def summary(artifact: Artifact) -> dict[str, Any]:

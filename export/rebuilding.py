@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from triforces_deploy import __version__, trust
-from triforces_deploy.artifact import Artifact, Parity, read_artifact, rebuild, write
+from triforces_deploy.artifact import Artifact, Metadata, Parity, read_artifact, rebuild, write
 from triforces_deploy.errors import UserError
 from triforces_deploy.files import replacing
 from triforces_deploy.memory import Memory
@@ -20,7 +20,6 @@ from triforces_deploy.onnx_positions import PositionsModel
 from triforces_deploy.payloads.base import OUTPUTS, Payload, UnusableError
 from triforces_deploy.payloads.table import backend as row
 from triforces_deploy.potential import Potential
-from triforces_deploy.precision import PRECISIONS
 from triforces_deploy.verdicts import judge
 
 from .backends.base import Captured
@@ -30,7 +29,7 @@ from .capture import capture, example_graph
 from .exporting import ExportOptions, trust_own, uncompiled, with_drift
 from .policies import PolicyOptions, refuse_backends
 from .probes import probe_structures
-from .verify import check, parity
+from .verify import check, known_tolerance, parity
 from .verify_positions import compare_form, open_form
 
 
@@ -54,7 +53,7 @@ def rebuild_payload(artifact: Artifact, backend: str, device: torch.device) -> P
     compiled = row(backend)
     run = compiled.open(payload.info, payload.content, device)
     candidate = Potential(facts, run, backend, payload.info.outputs, compiled.exchanges, memory=Memory(device=device))
-    check(_measured(backend, candidate, uncompiled(model, facts)))
+    check(_measured(backend, candidate, uncompiled(model, facts), artifact.metadata))
     return payload
 
 
@@ -96,7 +95,8 @@ def re_export(source: Path, out: Path, options: ExportOptions, report: Callable[
     new = Artifact(metadata, old.weights, {p.info.backend: p.content for p in payloads})
     report("verifying against the eager model")
     reference = uncompiled(model, old.metadata.facts)
-    measured = [_measured(name, open_form(new, "the new artifact", name, trusted=True), reference) for name in new.payloads]
+    forms = ((name, open_form(new, "the new artifact", name, trusted=True)) for name in new.payloads)
+    measured = [_measured(name, form, reference, old.metadata) for name, form in forms]
     for result in measured:
         check(result)
     new = dataclasses.replace(new, metadata=dataclasses.replace(metadata, parity=(*measured, *metadata.parity)))
@@ -143,7 +143,7 @@ def _captured(artifact: Artifact, model: Model, options: ExportOptions, report: 
     return capture(model, metadata.facts, extras, options.lean)
 
 
-def _measured(backend: str, candidate: Potential | PositionsModel, reference: Potential) -> Parity:
+def _measured(backend: str, candidate: Potential | PositionsModel, reference: Potential, metadata: Metadata) -> Parity:
     facts = reference.facts
     rows = compare_form(candidate, reference, probe_structures(tuple(facts.reference) or facts.elements))
-    return parity(backend, f"eager {facts.precision}", rows, PRECISIONS[facts.precision].parity)
+    return parity(backend, f"eager {facts.precision}", rows, known_tolerance(metadata))

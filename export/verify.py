@@ -10,10 +10,11 @@ from ase import Atoms
 from torch import Tensor
 
 from triforces_deploy import derivatives
-from triforces_deploy.artifact import Parity
+from triforces_deploy.artifact import Metadata, Parity
 from triforces_deploy.errors import UserError
 from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.potential import Potential
+from triforces_deploy.precision import PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,29 @@ def parity(backend: str, reference: str, rows: list[Deviation], tolerance: float
     spread = [r for r in rows if r.quantity == "uncertainty"]
     structures = len({r.structure for r in rows})
     return Parity(backend, reference, structures, energy, forces, stress, tolerance, _relative(spread) if spread else None)
+
+
+def tolerance(precision: str, own_rounding: float) -> float:
+    """What a form may differ by from eager of the same precision, relative to the largest value.
+
+    Args:
+        precision: a key of ``PRECISIONS``.
+        own_rounding: the largest deviation of eager in that precision from eager in float64.
+    """
+    bounds = PRECISIONS[precision]
+    return max(bounds.parity, min(own_rounding, bounds.parity_at_most))
+
+
+def known_tolerance(metadata: Metadata) -> float:
+    """That which the export of an artifact has found."""
+    precision = metadata.facts.precision
+    found = (row.tolerance for row in metadata.parity if row.reference == f"eager {precision}")
+    return tolerance(precision, max(found, default=0.0))
+
+
+def largest(result: Parity) -> float:
+    """The largest deviation of energy, forces and stress."""
+    return max(result.energy, result.forces, result.stress)
 
 
 def check(result: Parity) -> None:

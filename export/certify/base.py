@@ -56,6 +56,8 @@ class Subject:
     """The one of ``structures`` that is run at constant energy."""
     reference_name: str = "eager"
     """How checks call the reference."""
+    tolerance_found: float = 0.0
+    """What the export of the file has let its forms differ by, where that is more than usual; see ``verify.tolerance``."""
 
     @property
     def facts(self) -> Facts:

@@ -18,6 +18,7 @@ from triforces_deploy.onnx_positions import PositionsModel
 from triforces_deploy.potential import Potential
 
 from ..exporting import eager_reference
+from ..verify import known_tolerance
 from ..verify_positions import open_form
 from .base import Subject
 from .structures import crystal, structures
@@ -57,6 +58,7 @@ def open_subject(
         moving=next((name for name, atoms in (own or {}).items() if _can_run(atoms)), "defect"),
         path=path,
         reference_name="eager" if checkpoint is None else checkpoint.name,
+        tolerance_found=known_tolerance(artifact.metadata),
     )
 
 

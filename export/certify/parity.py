@@ -10,6 +10,7 @@ import numpy as np
 from triforces_deploy.certificate import Check
 from triforces_deploy.precision import PRECISIONS
 
+from ..verify import tolerance
 from ..verify_positions import covers
 from .base import Array, Evaluated, Section, Subject, evaluate, evaluate_positions, judged, largest, skipped
 
@@ -19,7 +20,7 @@ FAMILY = "Parity"
 def check(subject: Subject) -> Section:
     """Every form against eager in its own precision; the one that runs also against eager float64."""
     atoms = list(subject.structures.values())
-    precision = PRECISIONS[subject.facts.precision]
+    allowed = tolerance(subject.facts.precision, subject.tolerance_found)
 
     def against(what: str, found: Sequence[Evaluated], expected: Sequence[Evaluated], allowed: float) -> list[Check]:
         named = dict(zip(subject.structures, zip(found, expected, strict=True), strict=True))
@@ -28,16 +29,17 @@ def check(subject: Subject) -> Section:
     expected = evaluate(subject.reference, atoms)
     checks: list[Check] = []
     for backend, form in subject.forms.items():
-        checks += against(f"{backend} = {subject.reference_name}", evaluate(form, atoms), expected, precision.parity)
+        checks += against(f"{backend} = {subject.reference_name}", evaluate(form, atoms), expected, allowed)
     if subject.positions is not None:
         covered = {name: k for k, (name, s) in enumerate(subject.structures.items()) if covers(subject.positions, s)}
         found = [evaluate_positions(subject.positions, atoms[k]) for k in covered.values()]
         named = {name: (mine, expected[k]) for (name, k), mine in zip(covered.items(), found, strict=True)}
-        checks += compare(FAMILY, f"{subject.positions.backend} = {subject.reference_name}", named, precision.parity)
+        checks += compare(FAMILY, f"{subject.positions.backend} = {subject.reference_name}", named, allowed)
     checks += [skipped(FAMILY, backend, f"Not run on this machine: {why}.") for backend, why in subject.missing.items()]
     if subject.exact is not None:
         found, exact = evaluate(subject.potential, atoms), evaluate(subject.exact, atoms)
-        checks += against(f"{subject.potential.backend} ≈ eager float64", found, exact, precision.rounding)
+        rounding = PRECISIONS[subject.facts.precision].rounding
+        checks += against(f"{subject.potential.backend} ≈ eager float64", found, exact, rounding)
     return Section(tuple(checks))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from triforces_deploy.export import capture
 from triforces_deploy.export.backends.base import Captured
 from triforces_deploy.export.exporting import ExportOptions, export, reverify
 from triforces_deploy.export.probes import probe_structures
-from triforces_deploy.export.verify import check
+from triforces_deploy.export.verify import QUANTITIES, Deviation, check, parity, tolerance
 from triforces_deploy.graph import collate
 from triforces_deploy.model import Model
 from triforces_deploy.neighbours import graph_from_atoms
@@ -240,3 +242,24 @@ def test_the_example_tells_all_sizes_apart() -> None:
     sizes = [graph.numbers.shape[0], graph.edge_vector.shape[0], graph.composition.shape[0]]
     assert len(set(sizes)) == 3
     assert min(sizes) > 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "own_rounding", "allowed"),
+    [
+        ("float32", 2e-6, 1e-5),
+        ("float32", 3e-5, 3e-5),
+        ("float32", 4e-4, 5e-5),
+        ("float32", math.nan, 1e-5),
+        ("float64", 1e-3, 1e-10),
+    ],
+)
+def test_a_form_may_differ_by_what_rounding_costs_eager_itself_up_to_a_bound(
+    precision: str, own_rounding: float, allowed: float
+) -> None:
+    assert tolerance(precision, own_rounding) == allowed
+    for factor in (0.99, 1.01):
+        rows = [Deviation(quantity, "a", 2, factor * allowed * 3.0, 3.0) for quantity in QUANTITIES]
+        result = parity("aoti", f"eager {precision}", rows, tolerance(precision, own_rounding))
+        with nullcontext() if factor < 1 else pytest.raises(UserError, match="aoti differs from eager"):
+            check(result)
