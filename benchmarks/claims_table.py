@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from claims_figures import KINDS, RESULTS, Group, Groups, Row, changes, error, grouped, mean, read_rows
 from claims_verdicts import AGAINST, verdicts, what_decided
+from matplotlib.ticker import LogLocator
 
 from triforces_deploy.files import replacing
 
@@ -116,7 +117,7 @@ def time_spent(rows: list[Row]) -> str:
 
 
 def write_picture() -> None:
-    """A row for each set and backbone: bars of every contender at the smallest size, then errors over sizes."""
+    """A row for each set and backbone: bars of all contenders at the smallest size, then errors over several sizes."""
     groups = {key: own for key, own in grouped(read_rows()).items() if any(len(group) > 1 for group in own.values())}
     lines = list(dict.fromkeys(key[:3] for key in groups))
     if not lines:
@@ -127,6 +128,9 @@ def write_picture() -> None:
         for k, (kind, unit) in enumerate(zip(KINDS, UNITS, strict=True)):
             _bars(line[k], own[min(own)], kind)
             line[k].set_xlabel(f"{unit}; {name}, {backbone}, {min(own)} structures", fontsize=8)
+            if len(own) == 1:
+                line[2 + k].set_axis_off()
+                continue
             _lines(line[2 + k], own, kind)
             line[2 + k].set_ylabel(unit, fontsize=8)
             line[2 + k].set_xlabel(f"structures; {name}, {backbone}, {steps} steps", fontsize=8)
@@ -139,7 +143,8 @@ def _bars(axis: Any, contenders: dict[str, Group], kind: str) -> None:
     values = {contender: [row[kind] for row in group.values()] for contender, group in contenders.items()}
     errors = [error(v) if len(v) > 1 else 0.0 for v in values.values()]
     colours = ["tab:blue" if contender in MAIN else "silver" for contender in values]
-    axis.barh(list(values), [float(np.mean(v)) for v in values.values()], xerr=errors, color=colours, capsize=3)
+    labels = [contender + " (1 seed)" * (len(v) == 1) for contender, v in values.items()]
+    axis.barh(labels, [float(np.mean(v)) for v in values.values()], xerr=errors, color=colours, capsize=3)
     axis.tick_params(labelsize=7)
     axis.invert_yaxis()
 
@@ -151,6 +156,10 @@ def _lines(axis: Any, own: dict[int, dict[str, Group]], kind: str) -> None:
         axis.errorbar(list(points), means, errors, marker="o", capsize=3, label=contender)
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.set_xticks(list(own), [str(size) for size in own])
+    axis.minorticks_off()
+    axis.yaxis.set_major_locator(LogLocator(subs=range(1, 10)))
+    axis.yaxis.set_major_formatter("{x:.0f}")
     axis.tick_params(labelsize=7)
     axis.legend(fontsize=6)
 

@@ -5,10 +5,10 @@ change and s its standard error, it
 
 - holds where m + 2 s lies below that,
 - does not hold where m - 2 s lies above it,
-- is open in between, and where there is only one seed.
+- is open in between.
 
-With three seeds two standard errors are a weak rule: chance alone oversteps them in one case of five or six. Forces are no
-worse where their change is not above nought by more than 2 s.
+Fewer than three seeds have no verdict. With three seeds two standard errors are a weak rule: chance alone oversteps them in one
+case of five or six. Forces are no worse where their change is not above nought by more than 2 s.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ ASKED = -40.0
 """Percent. The change of the energy error, at the smallest size, that was asked for; the paper has −57 at 20,000 structures."""
 STEPS_LIMIT = -50.0
 """Percent. Where ten times the structures or more take off less than this, the number of steps limits the error."""
+SEEDS = 3
+"""So many, or more, make a verdict."""
 AGAINST = "matched"
 """With what streams and pretraining are compared."""
 
@@ -64,8 +66,8 @@ def verdict(values: list[float], by: float = 0.0) -> str:
 
 
 def verdicts(groups: Groups) -> str:
-    """A row for each claim wherever both of its contenders were run with more than one seed."""
-    heading = ["claim", "set", "backbone", "structures", "steps", "seeds", "energy", "", "forces", ""]
+    """A row for each claim wherever both of its contenders were run with enough seeds."""
+    heading = ["claim", "set", "backbone", "structures", "steps", "seeds", "energy", "claim", "forces", "are lower"]
     out = ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
     for claim in CLAIMS:
         for key, contenders in groups.items():
@@ -73,7 +75,7 @@ def verdicts(groups: Groups) -> str:
                 continue
             pair = contenders[claim.contender], contenders[claim.against]
             energy, forces = (changes(*pair, kind) for kind in KINDS)
-            if len(energy) < 2:
+            if len(energy) < SEEDS:
                 continue
             cells = [claim.says, key.set, key.backbone, str(key.size), str(key.steps), str(len(energy))]
             cells += [mean(energy, "+.0f", " %"), verdict(energy, claim.by), mean(forces, "+.0f", " %"), verdict(forces)]
@@ -86,7 +88,7 @@ def what_decided(groups: Groups) -> list[str]:
     firsts: dict[tuple[str, str, int], Key] = {}
     lasts: dict[tuple[str, str, int], Key] = {}
     for key, contenders in groups.items():
-        if len(changes(contenders.get("triforces", {}), contenders.get("matched", {}), KINDS[0])) > 1:
+        if len(changes(contenders.get("triforces", {}), contenders.get("matched", {}), KINDS[0])) >= SEEDS:
             firsts.setdefault(key[:3], key)
             lasts[key[:3]] = key
     out = []
@@ -114,7 +116,7 @@ def _parts(key: Key, groups: Groups) -> str:
         return ""
     first = changes(contenders["streams"], contenders["matched"], KINDS[0])
     then = changes(contenders["triforces"], contenders["streams"], KINDS[0])
-    if len(first) < 2 or len(then) < 2:
+    if len(first) < SEEDS or len(then) < SEEDS:
         return ""
     logs = [float(np.mean([math.log1p(c / 100) for c in part])) for part in (first, then)]
     share = f"; {100 * logs[0] / sum(logs):.0f} % of the whole, as a logarithm, is the streams'" if max(logs) < 0 else ""
@@ -155,7 +157,7 @@ def _backbones(learns: Key, knows: Key, groups: Groups) -> str:
     for name, against, what in (("streams", "matched", "streams"), ("triforces", "streams", "pretraining")):
         pair = [(groups[key].get(name, {}), groups[key].get(against, {})) for key in (learns, knows)]
         there, here = (changes(*both, KINDS[0]) for both in pair)
-        if len(there) > 1 and len(here) > 1:
+        if len(there) >= SEEDS and len(here) >= SEEDS:
             out += (
                 f" What {what} change{'s' * (what == 'pretraining')} around {knows.backbone}, {mean(here, '+.0f', ' %')}"
                 f"{_doubt(here)}, is {_compared(here, there)} around {learns.backbone}, {mean(there, '+.0f', ' %')}."

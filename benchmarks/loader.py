@@ -7,8 +7,8 @@
 'memory': fresh processes set pretraining up on 10³ … 10⁵ packed crystals of 8 atoms and make batches of views; MiB of the
 process itself, and of pages of files, which any other program may take back. The same beside it for structures as ase.Atoms.
 'rate': batches of DataLoader without a model, by workers: packed and turned, and views; CPU seconds beside it, which other
-load on the machine does not touch. 'wait': steps of the full-size model,
-with as many threads as there are cores; the time between two steps over that of a step.
+load on the machine does not touch. 'wait': steps of the full-size model, with --threads; the time between two steps over
+that of a step.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def tasks(work: Path, size: int, steps: int) -> Iterator[tuple[str, Callable[[in
     """Fits to labels, and pretraining, of 63-atom crystals by number of workers."""
     labelled, held_out = work / "crystals", work / "held-out"
     if not labelled.exists():
-        packed(labelled, 320, 2, 6.0)
+        packed(labelled, 60, 2, 6.0)
         rewrite_trajectories(packed(held_out, 10, 2, 6.0))
     how = {"batch_size": size, "steps": steps, "validate_every": steps}
     yield "labels, turned", lambda w: Supervised(plan_of("paper", labelled, held_out, workers=w, **how))
@@ -217,7 +217,6 @@ def with_steps(task: Task[Any], steps: int) -> Task[Any]:
 
 
 def wait(report: Callable[[dict[str, Any]], None], work: Path, only: str = "") -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
     steps = 4
     for name, make in tasks(work, 1, steps):
         for workers in WORKERS if only in ("", name) else ():
@@ -227,7 +226,9 @@ def wait(report: Callable[[dict[str, Any]], None], work: Path, only: str = "") -
             step = statistics.median(works[1:])
             report(
                 {
-                    "what": "wait", "batches": name, "in a batch": 1, "atoms": 63, "workers": workers, "step, s": step,
+                    "what": "wait", "batches": name, "in a batch": 1, "atoms": 63, "workers": workers,
+                    "threads": torch.get_num_threads(),
+                    "step, s": step,
                     "wait, s": statistics.median(waits[1:]), "share of the step": statistics.median(waits[1:]) / step,
                     "longest wait, s": max(waits[1:]), "before the first step, s": waits[0],
                 }
@@ -238,6 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("section", choices=["memory", "rate", "wait", "hold"])
     parser.add_argument("--batches", default="", help="of 'wait': only 'labels, turned' or 'views'")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of 'wait'")
     parser.add_argument("--out", type=Path)
     for name in ("--folder", "--held-out", "--way"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -255,6 +257,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         if arguments.section == "wait":
+            torch.set_num_threads(arguments.threads)
             wait(report, Path(folder), arguments.batches)
         else:
             {"memory": memory, "rate": rate}[arguments.section](report, Path(folder))

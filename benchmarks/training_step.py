@@ -6,7 +6,8 @@
 silicon crystals of 64 rattled atoms, mean squared errors of all three, the derivative by all parameters, the norm of it and
 AdamW; neighbour lists are there already, and everyone has the same. float32, one thread; one process each, which take turns.
 Time is that of the processor. Memory is the peak over what the process held before its first step. 'kept' is ours with
-an allocator that keeps freed memory, as `tfdeploy train` sets it on a CPU.
+an allocator that keeps freed memory, as `tfdeploy train` sets it on a CPU. ``--floor`` tells instead how much of our step are
+matrix products at the speed of a single large one, which no compiler can make faster.
 """
 
 from __future__ import annotations
@@ -125,6 +126,36 @@ def serve(form: str, n_structures: int) -> None:
         print(json.dumps({**row, "peak_bytes": peak, "parameters": parameters}), file=answers, flush=True)
 
 
+def floor(n_structures: int) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, loss, edges = ours(crystals(n_structures), "kept")
+    step = stepper(model, loss)
+    step()
+    start = time.process_time()
+    step()
+    seconds = time.process_time() - start
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True, with_flops=True) as found:
+        step()
+    events = found.key_averages()
+    products = [event for event in events if event.key in ("aten::mm", "aten::addmm", "aten::bmm")]
+    share = sum(e.self_cpu_time_total for e in products) / sum(e.self_cpu_time_total for e in events)
+    work = sum(e.flops for e in products)
+    one, other = torch.randn(edges, 1024), torch.randn(1024, 1024)
+    one @ other
+    start = time.process_time()
+    for _ in range(5):
+        one @ other
+    peak = 5 * 2.0 * one.numel() * 1024 / (time.process_time() - start)
+    print(
+        f"{n_structures} × 64 Si: {seconds:.2f} s a step; {share:.0%} of the profiled time are matrix products, "
+        f"{work / 1e9:.0f} GFLOP; one product of this kind runs at {peak / 1e9:.0f} GFLOP/s, "
+        f"so that they need {work / peak:.2f} s, {work / peak / seconds:.0%} of the step"
+    )
+
+
 class Runner:
     """A process that makes a step for each line it is given."""
 
@@ -151,12 +182,16 @@ class Runner:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default="", help="interpreter with orb-models")
-    parser.add_argument("--structures", type=int, default=2)
+    parser.add_argument("--structures", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--floor", action="store_true")
     parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         serve(given.serve, given.structures)
+        return
+    if given.floor:
+        floor(given.structures)
         return
     runners = [Runner(form, sys.executable, given.structures) for form in OURS]
     if given.python:

@@ -1,4 +1,4 @@
-"""Public eSEN models as ours: the same numbers, for one of their data sets.
+"""Public eSEN models as ours: the same numbers, for one of their data sets; conservative or direct.
 
 A file of fairchem-core holds the options of the model, its averaged weights, and tasks with the scale and references of
 the energies of each data set. Charge and spin are part of the model here: 0, and the spin is unknown but for molecules.
@@ -19,6 +19,7 @@ from triforces_deploy.errors import UserError
 from triforces_deploy.graph import N_NUMBERS
 from triforces_deploy.model import Model
 
+from .esen_direct import direct_state, has_stress, scales_of
 from .esen_table import converted, options, readout_prefix
 from .foreign import read_object
 from .imported import Imported
@@ -49,7 +50,13 @@ def import_esen(path: Path, head: str | None, elements: Sequence[str] | None) ->
     settings = parts["model_config"].get("backbone", {})
     config, cutoff = options(settings, dataset, 1 if dataset == MOLECULES else 0, name)
     weights = {key.replace("module.", ""): t for key, t in parts["ema_state_dict"].items() if isinstance(t, Tensor) and t.ndim}
-    state = converted(weights, config, settings, readout_prefix(weights, name), name)
+    direct = bool(settings.get("direct_forces", True))
+    heads: tuple[dict[str, Tensor], set[str]] = {}, set()
+    if direct:
+        of_heads = parts["model_config"].get("heads", {})
+        scales = scales_of(parts["tasks_config"], of_heads, has_stress(weights), dataset, name)
+        heads = direct_state(weights, scales, config.hidden, name)
+    state = converted(weights, config, settings, readout_prefix(weights, name), heads[1], name) | heads[0]
     model_config = ModelConfig(
         elements=_elements(weights["backbone.sphere_embedding.weight"].shape[0], elements, name),
         cutoff=cutoff,
@@ -57,6 +64,8 @@ def import_esen(path: Path, head: str | None, elements: Sequence[str] | None) ->
         composition=None,
         structure=None,
         head_hidden=(config.hidden, config.hidden),
+        direct=direct,
+        direct_stress=not direct or has_stress(weights),
     )
     model = Model(model_config)
     model.set_network_dtype(torch.float64)

@@ -51,8 +51,6 @@ def options(said: Mapping[str, Any], dataset: str, spin: int, name: str) -> tupl
     for key, value in UNSAID.items():
         if said.get(key) and said[key] != value:
             raise UserError(f"{name}: {key} is {said[key]}: not represented here")
-    if said.get("direct_forces", True):
-        raise UserError(f"{name} predicts forces directly; only models whose forces are derivatives are represented here")
     known = [str(k) for k in said.get("dataset_mapping") or said.get("dataset_list") or ()]
     embedded = said.get("use_dataset_embedding", True)
     if embedded and dataset not in known:
@@ -125,9 +123,9 @@ def _radial(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
 
 
 def converted(
-    weights: Mapping[str, Tensor], config: ESENConfig, said: Mapping[str, Any], readout: str, name: str
+    weights: Mapping[str, Tensor], config: ESENConfig, said: Mapping[str, Any], readout: str, read: set[str], name: str
 ) -> dict[str, Tensor]:
-    """Our weights from theirs, float64.
+    """Our weights of the backbone and the energy from theirs, float64; ``read`` names what was read of other heads.
 
     Raises:
         UserError: a tensor that is missing, or one of theirs that nothing here reads.
@@ -146,7 +144,7 @@ def converted(
         rows_there = state[f"interaction.{ours}.weight"]
         missing = rows_there.new_zeros(max(N_NUMBERS - len(rows_there), 0), rows_there.shape[1])
         state[f"interaction.{ours}.weight"] = torch.cat([rows_there, missing])
-    _refuse_leftovers(weights, {*table.values()}, name)
+    _refuse_leftovers(weights, {*table.values()} | read, name)
     return state
 
 

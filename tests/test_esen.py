@@ -152,6 +152,23 @@ def test_gradients_at_the_poles_are_those_beside_them(name: str) -> None:
         np.testing.assert_allclose(force, -slope * axis, rtol=0, atol=1e-8 * abs(slope))
 
 
+def test_a_frozen_backbone_passes_on_what_forces_say_of_a_head() -> None:
+    """Frozen, it computes again for the derivative what it does not remember; trained, it remembers everything."""
+    gradients = []
+    for trained in (False, True):
+        model, golden = load("small")
+        model.set_network_dtype(torch.float64)
+        model.interaction.requires_grad_(trained)
+        model.head.requires_grad_(True)
+        graph = graph_from_atoms(atoms_of(golden, "molecule"), CUTOFF)
+        found = derivatives.evaluate(model, graph, create_graph=True)
+        loss = derivatives.forces(found.edge_forces, graph).square().sum()
+        gradients.append(torch.autograd.grad(loss, [model.head.layers[0].weight, model.head.layers[2].weight]))
+    for frozen, expected in zip(*gradients, strict=True):
+        assert expected.abs().max() > 1e-3
+        torch.testing.assert_close(frozen, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
+
+
 def test_a_finer_grid_commutes_better_with_rotations() -> None:
     turn = rotations()[0]
     errors = []

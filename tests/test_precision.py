@@ -17,6 +17,8 @@ from triforces_deploy.export.certify.dynamics import refuse_drift
 from triforces_deploy.export.exporting import ExportOptions, export
 from triforces_deploy.export.probes import probe_structures
 from triforces_deploy.neighbours import graph_from_atoms
+from triforces_deploy.nn import blocks
+from triforces_deploy.nn.linear import linear
 from triforces_deploy.potential import Potential
 from triforces_deploy.precision import PRECISIONS, available, multiplying
 
@@ -126,3 +128,15 @@ def test_a_model_that_drifts_more_than_allowed_is_refused(
     monkeypatch.setattr(exporting, "refuse_drift", lambda *_args: line)
     made = export(tiny_checkpoint, tmp_path / "x.pt", ExportOptions(backends=(), max_drift=10.0))
     assert made.metadata.facts.policies[-1] == line
+
+
+def test_products_in_blocks_round_their_factors_too() -> None:
+    """In float32 blocks multiply by another library; with bf16 what it is given is rounded as everywhere."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(40, 256, requires_grad=True), torch.randn(192, 256), torch.randn(192)
+    with multiplying("bf16", casting=True), blocks.using(0):
+        found = linear(x, weight, bias)
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert torch.equal(found, (x.bfloat16() @ weight.bfloat16().T).float() + bias)
+    assert torch.equal(gradient, (torch.ones(40, 192).bfloat16() @ weight.bfloat16()).float())
+    assert not torch.allclose(found, x @ weight.T + bias, rtol=1e-4)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from triforces_deploy.errors import UserError
+from triforces_deploy.files import replacing
 
 
 class Logger(ABC):
@@ -60,14 +61,22 @@ class TensorBoard(Logger):
 
 
 class WandB(Logger):
-    """Weights & Biases; project and account are those of its own environment variables."""
+    """Weights & Biases; project and account are those of its own environment variables.
+
+    ``wandb.id`` in the run folder says which of its runs a later call goes on with.
+    """
 
     def __init__(self, folder: Path, step: int, about: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
             raise UserError("trainer.loggers names wandb, which is not installed; pip install wandb, or remove it") from error
-        self.run = wandb.init(dir=str(folder), name=folder.name, config=dict(about), resume="allow" if step else None)
+        path = folder / "wandb.id"
+        known = path.read_text(encoding="utf-8") if step and path.is_file() else None
+        resume = "allow" if known else None
+        self.run = wandb.init(dir=str(folder), name=folder.name, config=dict(about), id=known, resume=resume)
+        with replacing(path) as part:
+            part.write_text(self.run.id, encoding="utf-8")
 
     def row(self, values: Mapping[str, float]) -> None:
         self.run.log({k: v for k, v in values.items() if k != "step"}, step=int(values["step"]))

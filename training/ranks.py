@@ -50,7 +50,7 @@ def new_fabric(trainer: TrainerConfig) -> Fabric:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what Fabric says about itself, and torch about layer norms in bf16, which are slower on a CPU and right."""
-    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning_utilities.core.rank_zero")]
+    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -96,6 +96,10 @@ class TrainerConfig:
     """What several processes share besides the batch: 'sharded' leaves each only its part of what the optimiser and the
     moving average remember; see sharded.py, and there why 'fsdp' is refused. A run may go on with the other, and with another
     number of processes."""
+    compile: bool = False
+    """Refused: torch.compile cannot differentiate twice, which a loss of forces needs. On a CPU a step of the full-size model
+    is matrix products at the machine's speed for 85 % of its time, so that compiling could win 1.18× at most
+    (benchmarks/training_step.py); for very small models it can win more, and on a GPU it has not been measured."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Besides log.csv, which is always there; wandb is not installed with this package."""
     threads: int | None = None
@@ -212,13 +216,23 @@ def _check(recipe: Recipe, where: str) -> None:
     for name, value in not_negative.items():
         if not value >= 0:
             raise UserError(f"{where}.{name}: expected 0 or more, got {value}")
-    if t.strategy == "fsdp":
-        raise UserError(
-            f"{where}.trainer.strategy: FSDP frees weights that the derivative of the forces still needs; 'sharded' shares all "
-            "but the weights themselves"
-        )
+    _refuse(t, where)
     if w.energy + w.forces + w.stress == 0:
         raise UserError(f"{where}.loss: all weights are 0; give energy, forces or stress one above 0")
     for name, value in {"optimiser.ema": o.ema, "optimiser.final": o.final}.items():
         if not 0 <= value <= 1:
             raise UserError(f"{where}.{name}: expected a number in 0 … 1, got {value}")
+
+
+def _refuse(trainer: TrainerConfig, where: str) -> None:
+    """What others have and cannot work with forces that are derivatives."""
+    if trainer.compile:
+        raise UserError(
+            f"{where}.trainer.compile: torch.compile cannot differentiate twice, as a loss of forces must, and most of a step "
+            "of the full-size model are matrix products at the processor's peak already; set it to false"
+        )
+    if trainer.strategy == "fsdp":
+        raise UserError(
+            f"{where}.trainer.strategy: FSDP frees weights that the derivative of the forces still needs; 'sharded' shares all "
+            "but the weights themselves"
+        )

@@ -138,7 +138,18 @@ class RunFolder:
 def identity(task: Task[Any]) -> str:
     """What may not change between two calls of one run, as JSON; how long, how often and where may."""
     content = as_dict(task.plan)
-    for key in ("max_minutes", "save_every", "threads", "device", "devices", "nodes", "strategy", "workers", "loggers"):
+    for key in (
+        "max_minutes",
+        "save_every",
+        "threads",
+        "device",
+        "devices",
+        "nodes",
+        "strategy",
+        "compile",
+        "workers",
+        "loggers",
+    ):
         del content["trainer"][key]
     for key in ("files", "validation_files"):  # may have moved; their content counts
         del content["data"][key]

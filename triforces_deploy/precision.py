@@ -87,6 +87,10 @@ class _Casting(TorchDispatchMode):
             return _multiply(func, *args)
         if func is aten.addmm.default and args[0].dtype == torch.float32 and not kwargs:
             return _multiply(aten.mm.default, *args[1:]) + args[0]  # the bias keeps its digits
+        if func.name() == "mkldnn::_linear_pointwise":  # of nn/linear.py
+            x, weight, bias = args[:3]
+            product = _multiply(aten.mm.default, x, weight.t())
+            return product if bias is None else product + bias
         return func(*args, **(kwargs or {}))
 
 

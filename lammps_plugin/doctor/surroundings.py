@@ -36,6 +36,7 @@ def describe(torch_state: str, plugin_state: str) -> dict[str, str]:
         "processor": _processor(),
         "C++ compiler": shutil.which(os.environ.get("CXX", "g++")) or "NONE: prebuilt forms and plugins only; install g++",
         "ONNX Runtime": _version("onnxruntime") or "not installed: no onnx forms; pip install 'triforces-deploy[onnx]'",
+        "cuEquivariance": _cuequivariance(),
         "plugin": plugin_state,
         "cache": _cache(),
     }
@@ -91,6 +92,14 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _cuequivariance() -> str:
+    version = _version("cuequivariance-torch")
+    if version is None:
+        return "not installed: on a GPU a MACE runs our own kernels; pip install 'triforces-deploy[kernels]'"
+    found = [name for cuda in ("cu12", "cu13") if _version(name := f"cuequivariance-ops-torch-{cuda}")]
+    return f"{version}, kernels {', '.join(found) or 'for GPUs not installed: cuequivariance-ops-torch-cu12 or -cu13'}"
 
 
 def _cache() -> str:

@@ -217,6 +217,22 @@ def test_a_plugin_that_misses_a_symbol(tmp_path: Path, monkeypatch: pytest.Monke
     assert surroundings.plugin_state() == "NONE: no C++ compiler found; install g++"
 
 
+@pytest.mark.parametrize(
+    ("installed", "finding"),
+    [
+        ({}, "not installed: on a GPU a MACE runs our own kernels"),
+        ({"cuequivariance-torch": "0.13.0"}, "0.13.0, kernels for GPUs not installed: cuequivariance-ops-torch-cu12 or -cu13"),
+        (
+            {"cuequivariance-torch": "0.13.0", "cuequivariance-ops-torch-cu13": "0.13.0"},
+            "0.13.0, kernels cuequivariance-ops-torch",
+        ),
+    ],
+)
+def test_kernels_of_a_library_are_looked_for(installed: dict[str, str], finding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surroundings, "_version", installed.get)
+    assert surroundings.describe("", "")["cuEquivariance"].startswith(finding)
+
+
 def test_output_of_programs_is_kept_and_children_end(tmp_path: Path) -> None:
     assert ended([sys.executable, "-c", "print(open('a').read())"], {"a": "text"}).text == "text\n"
     assert ended(["/nowhere/lmp"]).code == 127

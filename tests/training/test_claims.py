@@ -93,7 +93,14 @@ def test_a_verdict_needs_two_standard_errors(claims: ModuleType) -> None:
     assert verdict([v + beyond for v in spread]) == "does not hold"
     assert verdict([v - 40 + within for v in spread], -40.0) == "open"
     assert verdict([v - 40 + beyond for v in spread], -40.0) == "does not hold"
-    assert verdict([-99.0]) == "open", "one seed tells nothing"
+
+
+def test_two_seeds_have_no_verdict(claims: ModuleType, results: Path) -> None:
+    for seed in range(3):
+        for name, error in (("matched", 100.0), ("triforces", 50.0 - seed)):
+            claims.record(row(name, seed, error))
+        text = (results / "claims.md").read_text()
+        assert ("TriForces changes" in text) == ("| holds |" in text) == (seed == 2)
 
 
 def test_what_decided_is_read_off_the_figures(claims: ModuleType, results: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +180,18 @@ def test_what_two_processes_shared_out_one_takes_up(uneven: Path, whole: Path, t
     check_same_state(tmp_path / "run", whole)
 
 
-def test_fsdp_is_refused_with_its_reason(uneven: Path, tmp_path: Path) -> None:
-    file = recipe_file(tmp_path / "plan.yaml", recipe(uneven, trainer={"strategy": "fsdp"}))
-    with pytest.raises(UserError, match="FSDP frees weights that the derivative of the forces still needs"):
+@pytest.mark.parametrize(
+    ("trainer", "reason"),
+    [
+        ({"strategy": "fsdp"}, "FSDP frees weights that the derivative of the forces still needs"),
+        ({"compile": True}, "torch.compile cannot differentiate twice"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_reason(
+    trainer: dict[str, Any], reason: str, uneven: Path, tmp_path: Path
+) -> None:
+    file = recipe_file(tmp_path / "plan.yaml", recipe(uneven, trainer=trainer))
+    with pytest.raises(UserError, match=reason):
         load_recipe(file)
 
 
@@ -238,3 +248,39 @@ def test_no_loggers_and_one_that_is_not_installed(uneven: Path, tmp_path: Path, 
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="names wandb, which is not installed; pip install wandb"):
         train(recipe(uneven, trainer={**SETTINGS, "loggers": ["wandb"]}), tmp_path / "one")
+
+
+class FakeRun:
+    """What the package gives: takes rows whose steps rise, and what the run is about."""
+
+    def __init__(self, **about: Any) -> None:
+        self.about, self.rows, self.finished = about, list[tuple[int, dict[str, float]]](), False
+        self.id = about["id"] or "abc123"
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        assert not self.finished
+        assert not self.rows or step >= self.rows[-1][0]
+        self.rows.append((step, values))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def test_wandb_gets_what_the_log_has(uneven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the package, which is too heavy for a test; a call that goes on continues the same run."""
+    runs: list[FakeRun] = []
+    package = types.ModuleType("wandb")
+    package.init = lambda **about: (runs.append(FakeRun(**about)), runs[-1])[1]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    plan = {**SETTINGS, "loggers": ["wandb"]}
+    train(recipe(uneven, trainer={**plan, "max_minutes": 1e-9}), tmp_path / "silicon")
+    train(recipe(uneven, trainer=plan), tmp_path / "silicon")
+    rows = [(int(r["step"]), k, float(v)) for r in log(tmp_path / "silicon") for k, v in r.items() if v and k != "step"]
+    sent = [(step, k, v) for run in runs for step, values in run.rows for k, v in values.items()]
+    assert [row[:2] for row in sent] == [row[:2] for row in rows]
+    assert [row[2] for row in sent] == pytest.approx([row[2] for row in rows], rel=1e-6)
+    assert all(run.finished for run in runs)
+    assert [run.about["id"] for run in runs] == [None, "abc123"]
+    assert [run.about["resume"] for run in runs] == [None, "allow"]
+    assert runs[0].about["config"]["trainer"]["steps"] == 6
+    assert runs[0].about["dir"] == str(tmp_path / "silicon")

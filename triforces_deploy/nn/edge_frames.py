@@ -55,7 +55,7 @@ class EdgeFrames(nn.Module):
         w, a, b = (_powers(t, self.power) @ pick(t) for t, pick in zip(quaternion, self.pick, strict=True))
         monomials = w * a * b
         table, signs = cast(Tensor, self.coefficients(unit)), cast(Tensor, self.signs(unit))
-        matrices = cast(Tensor, monomials @ table) * torch.where(down[:, None], signs, torch.ones_like(signs))
+        matrices: Tensor = (monomials @ table) * torch.where(down[:, None], signs, torch.ones_like(signs))
         return cast(Tensor, matrices.unflatten(1, self.shape))
 
 
