@@ -72,19 +72,26 @@ def parity(backend: str, reference: str, rows: list[Deviation], tolerance: float
 def tolerance(precision: str, own_rounding: float) -> float:
     """What a form may differ by from eager of the same precision, relative to the largest value.
 
+    A form that is as near to float64 as it should be differs from eager by that and by eager's own rounding.
+
     Args:
         precision: a key of ``PRECISIONS``.
         own_rounding: the largest deviation of eager in that precision from eager in float64.
     """
+    return bounded(precision, PRECISIONS[precision].parity + own_rounding)
+
+
+def bounded(precision: str, found: float) -> float:
+    """A tolerance that an export has found, within what a precision allows at all."""
     bounds = PRECISIONS[precision]
-    return max(bounds.parity, min(own_rounding, bounds.parity_at_most))
+    return max(bounds.parity, min(found, bounds.parity_at_most))
 
 
 def known_tolerance(metadata: Metadata) -> float:
     """That which the export of an artifact has found."""
     precision = metadata.facts.precision
     found = (row.tolerance for row in metadata.parity if row.reference == f"eager {precision}")
-    return tolerance(precision, max(found, default=0.0))
+    return bounded(precision, max(found, default=0.0))
 
 
 def largest(result: Parity) -> float:

@@ -21,8 +21,8 @@ class Precision:
     parity: float
     """Largest deviation allowed between two back ends, relative to the largest value."""
     parity_at_most: float = 0.0
-    """The same where rounding costs eager itself as much, as in a model whose terms nearly cancel: sums in another order round
-    otherwise, and no two forms can then agree better than each agrees with float64."""
+    """The same with the rounding of eager itself on top, at most: sums in another order round otherwise, and where terms nearly
+    cancel both forms are off, each in its own way."""
     rounding: float = 0.0
     """Largest deviation from the same network in float64 that is still a rounding, relative to the largest force."""
     products: Literal["full", "tf32", "bf16"] = "full"

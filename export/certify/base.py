@@ -57,7 +57,7 @@ class Subject:
     reference_name: str = "eager"
     """How checks call the reference."""
     tolerance_found: float = 0.0
-    """What the export of the file has let its forms differ by, where that is more than usual; see ``verify.tolerance``."""
+    """What the export of the file has let its forms differ by, where that is more than usual; see verify.py."""
 
     @property
     def facts(self) -> Facts:

@@ -10,7 +10,7 @@ import numpy as np
 from triforces_deploy.certificate import Check
 from triforces_deploy.precision import PRECISIONS
 
-from ..verify import tolerance
+from ..verify import bounded
 from ..verify_positions import covers
 from .base import Array, Evaluated, Section, Subject, evaluate, evaluate_positions, judged, largest, skipped
 
@@ -20,7 +20,7 @@ FAMILY = "Parity"
 def check(subject: Subject) -> Section:
     """Every form against eager in its own precision; the one that runs also against eager float64."""
     atoms = list(subject.structures.values())
-    allowed = tolerance(subject.facts.precision, subject.tolerance_found)
+    allowed = bounded(subject.facts.precision, subject.tolerance_found)
 
     def against(what: str, found: Sequence[Evaluated], expected: Sequence[Evaluated], allowed: float) -> list[Check]:
         named = dict(zip(subject.structures, zip(found, expected, strict=True), strict=True))

@@ -247,17 +247,17 @@ def test_the_example_tells_all_sizes_apart() -> None:
 @pytest.mark.parametrize(
     ("precision", "own_rounding", "allowed"),
     [
-        ("float32", 2e-6, 1e-5),
-        ("float32", 3e-5, 3e-5),
+        ("float32", 0.0, 1e-5),
+        ("float32", 3e-5, 4e-5),
         ("float32", 4e-4, 5e-5),
         ("float32", math.nan, 1e-5),
         ("float64", 1e-3, 1e-10),
     ],
 )
-def test_a_form_may_differ_by_what_rounding_costs_eager_itself_up_to_a_bound(
+def test_a_form_may_differ_by_eagers_own_rounding_too_up_to_a_bound(
     precision: str, own_rounding: float, allowed: float
 ) -> None:
-    assert tolerance(precision, own_rounding) == allowed
+    assert tolerance(precision, own_rounding) == pytest.approx(allowed)
     for factor in (0.99, 1.01):
         rows = [Deviation(quantity, "a", 2, factor * allowed * 3.0, 3.0) for quantity in QUANTITIES]
         result = parity("aoti", f"eager {precision}", rows, tolerance(precision, own_rounding))
