@@ -97,9 +97,8 @@ class TrainerConfig:
     moving average remember; see sharded.py, and there why 'fsdp' is refused. A run may go on with the other, and with another
     number of processes."""
     compile: bool = False
-    """Refused: torch.compile cannot differentiate twice, which a loss of forces needs. On a CPU a step of the full-size model
-    is matrix products at the machine's speed for 85 % of its time, so that compiling could win 1.18× at most
-    (benchmarks/training_step.py); for very small models it can win more, and on a GPU it has not been measured."""
+    """Compile energy, forces and stress of a fit to labels, which takes minutes at the start; see compiled.py. It is for small
+    models: on a CPU 85 % of a step of the full-size one are matrix products at the machine's speed already."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Besides log.csv, which is always there; wandb is not installed with this package."""
     threads: int | None = None
@@ -216,7 +215,7 @@ def _check(recipe: Recipe, where: str) -> None:
     for name, value in not_negative.items():
         if not value >= 0:
             raise UserError(f"{where}.{name}: expected 0 or more, got {value}")
-    _refuse(t, where)
+    _refuse(recipe, where)
     if w.energy + w.forces + w.stress == 0:
         raise UserError(f"{where}.loss: all weights are 0; give energy, forces or stress one above 0")
     for name, value in {"optimiser.ema": o.ema, "optimiser.final": o.final}.items():
@@ -224,14 +223,16 @@ def _check(recipe: Recipe, where: str) -> None:
             raise UserError(f"{where}.{name}: expected a number in 0 … 1, got {value}")
 
 
-def _refuse(trainer: TrainerConfig, where: str) -> None:
-    """What others have and cannot work with forces that are derivatives."""
-    if trainer.compile:
+def _refuse(recipe: Recipe, where: str) -> None:
+    """What cannot work with forces that are derivatives, and what compiling has not been made for."""
+    m, t = recipe.model, recipe.trainer
+    special = recipe.objective is not None or m.properties or m.direct or m.readout != "sum" or t.precision == "bf16"
+    if t.compile and special:
         raise UserError(
-            f"{where}.trainer.compile: torch.compile cannot differentiate twice, as a loss of forces must, and most of a step "
-            "of the full-size model are matrix products at the processor's peak already; set it to false"
+            f"{where}.trainer.compile: only fits to energies that are sums, and to their derivatives, are compiled, in float32 "
+            "or float64; no pretraining, properties or direct heads; set it to false"
         )
-    if trainer.strategy == "fsdp":
+    if t.strategy == "fsdp":
         raise UserError(
             f"{where}.trainer.strategy: FSDP frees weights that the derivative of the forces still needs; 'sharded' shares all "
             "but the weights themselves"

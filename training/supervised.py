@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from triforces_deploy.graph import Graph
 from triforces_deploy.model import Model
+from triforces_deploy.training.compiled import CompiledPredict
 from triforces_deploy.training.data import MOST, Part
 from triforces_deploy.training.importance import importance
 from triforces_deploy.training.labelled import Labelled
@@ -39,6 +41,7 @@ class Supervised(Labelled):
     def __init__(self, plan: Recipe) -> None:
         super().__init__(plan)
         # Parts in eV/atom, eV/Å, eV/Å³ (squared for 'mse').
+        self._compiled = CompiledPredict() if plan.trainer.compile else None
         self.weights = {"loss_energy": plan.loss.energy, "loss_forces": plan.loss.forces, "loss_stress": plan.loss.stress}
 
     def fit_to_labels(self, model: Model) -> None:
@@ -77,8 +80,11 @@ class Supervised(Labelled):
             yield sample._replace(weights=torch.from_numpy(np.concatenate(weights)))
 
     def losses(self, learner: nn.Module, batch: Sample) -> dict[str, Tensor]:
-        _, *parts = losses(predict(learner, batch.graph, create_graph=True), batch, self.plan.loss)
+        _, *parts = losses(self._predict(learner, batch.graph), batch, self.plan.loss)
         return dict(zip(self.weights, parts, strict=True))
+
+    def _predict(self, learner: nn.Module, graph: Graph) -> Prediction:
+        return predict(learner, graph, create_graph=True) if self._compiled is None else self._compiled(learner, graph)
 
     def counts(self, batch: Sample) -> dict[str, float]:
         return dict(zip(self.weights, known(batch), strict=True))

@@ -39,7 +39,7 @@ def test_compiled_products_are_those_of_torch(tmp_path: Path) -> None:
     with zipfile.ZipFile(package) as archive:
         source = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("wrapper.cpp"))
     assert source.count(b"__linear_pointwise(") == 4  # all but the last, whose matrix is small
-    run = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, -1).run  # type: ignore[attr-defined]
+    run = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, -1).run
     for n in (0, 1, 77):
         x = torch.randn(n, 128)
         exact = [t.float() for t in module.double()(x.double())]

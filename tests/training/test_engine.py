@@ -20,6 +20,7 @@ from PIL import Image
 
 from tests.training.small import column, equal, log, recipe, recipe_file, structures, train, weights
 from triforces_deploy.errors import UserError
+from triforces_deploy.training import compiled
 from triforces_deploy.training.fit import Fit
 from triforces_deploy.training.progress import Bar
 from triforces_deploy.training.recipe import load_recipe
@@ -184,15 +185,28 @@ def test_what_two_processes_shared_out_one_takes_up(uneven: Path, whole: Path, t
     ("trainer", "reason"),
     [
         ({"strategy": "fsdp"}, "FSDP frees weights that the derivative of the forces still needs"),
-        ({"compile": True}, "torch.compile cannot differentiate twice"),
+        ({"compile": True}, "only fits to energies that are sums, and to their derivatives, are compiled"),
     ],
 )
 def test_what_cannot_work_is_refused_with_its_reason(
     trainer: dict[str, Any], reason: str, uneven: Path, tmp_path: Path
 ) -> None:
-    file = recipe_file(tmp_path / "plan.yaml", recipe(uneven, trainer=trainer))
+    file = recipe_file(tmp_path / "plan.yaml", recipe(uneven, objective={"masked": {}}, trainer=trainer))
     with pytest.raises(UserError, match=reason):
         load_recipe(file)
+
+
+def test_a_captured_graph_trains_as_the_model(
+    uneven: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of all sizes go through one capture; what the compiler makes of it is left out, which would take minutes."""
+    captured = []
+    capture = compiled._capture
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compiled, "_capture", lambda *given: (captured.append(1), capture(*given))[1])
+    train(recipe(uneven, trainer={**SETTINGS, "compile": True}), tmp_path)
+    check_near(tmp_path, whole)
+    assert len(captured) == 1
 
 
 def test_bf16_multiplies_coarsely_and_keeps_its_weights(uneven: Path, whole: Path, tmp_path: Path) -> None:
