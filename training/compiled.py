@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from triforces_deploy.errors import UserError
@@ -75,7 +76,9 @@ def _capture(model: nn.Module, parameters: list[nn.Parameter], graph: Graph) -> 
         return tuple(predict(energies_of, Graph(*tensors), create_graph=True))
 
     own = [p.detach().requires_grad_(True) for p in parameters]
-    module: Any = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(own, tuple(graph))
+    # Sizes that happen to be equal, such as 3 structures and 3 dimensions, are to stay independent.
+    with _config.patch(use_duck_shape=False):
+        module: Any = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(own, tuple(graph))
     # What a derivative saved of its inputs comes out detached from the parameters, which would lose a part of their gradient.
     for node in list(module.graph.nodes):
         if node.target is torch.ops.aten.detach.default:

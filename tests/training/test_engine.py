@@ -20,8 +20,12 @@ from PIL import Image
 
 from tests.training.small import column, equal, log, recipe, recipe_file, structures, train, weights
 from triforces_deploy.errors import UserError
+from triforces_deploy.graph import collate
+from triforces_deploy.model import Model
+from triforces_deploy.neighbours import graph_from_atoms
 from triforces_deploy.training import compiled
 from triforces_deploy.training.fit import Fit
+from triforces_deploy.training.objective import predict
 from triforces_deploy.training.progress import Bar
 from triforces_deploy.training.recipe import load_recipe
 from triforces_deploy.training.supervised import Supervised
@@ -207,6 +211,19 @@ def test_a_captured_graph_trains_as_the_model(
     train(recipe(uneven, trainer={**SETTINGS, "compile": True}), tmp_path)
     check_near(tmp_path, whole)
     assert len(captured) == 1
+
+
+def test_a_captured_graph_holds_for_any_number_of_structures(uneven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two structures are as many as an edge has ends, three as many as there are dimensions."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    model = Model(recipe(uneven).model).double()
+    found, frames = compiled.CompiledPredict(), structures()
+    for n in (2, 3, 5):
+        graph = collate([graph_from_atoms(atoms, model.config.cutoff) for atoms in frames[:n]])
+        expected = predict(model, graph, create_graph=True)
+        for ours, theirs in zip(found(model, graph), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert len(found.captured) == 1
 
 
 def test_bf16_multiplies_coarsely_and_keeps_its_weights(uneven: Path, whole: Path, tmp_path: Path) -> None:
