@@ -77,7 +77,7 @@ def _capture(model: nn.Module, parameters: list[nn.Parameter], graph: Graph) -> 
 
     own = [p.detach().requires_grad_(True) for p in parameters]
     # Sizes that happen to be equal, such as 3 structures and 3 dimensions, are to stay independent.
-    with _config.patch(use_duck_shape=False):
+    with _config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
         module: Any = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(own, tuple(graph))
     # What a derivative saved of its inputs comes out detached from the parameters, which would lose a part of their gradient.
     for node in list(module.graph.nodes):
