@@ -18,7 +18,7 @@ TITLES = {
     "mace-small": "MACE small beside mace-torch",
     "mace-medium": "MACE medium beside mace-torch",
     "esen-sm": "eSEN-sm, conserving, beside fairchem-core",
-    "orb-v3": "Orb-v3 conservative, 120 neighbours, beside orb-models",
+    "orb-v3": "Orb-v3 conservative, 120 neighbours, beside orb-models (equal sizes, random weights of its own each)",
     "others": "Other packages at their own sizes: who costs what, nothing is imported",
 }
 ASKED = {"mace-small": (3, 5), "mace-medium": (3, 5), "esen-sm": (2, 4), "orb-v3": (1.5, 4)}
