@@ -3,10 +3,11 @@
     python benchmarks/race.py --python mace=ENV/bin/python … [--cases mace-medium …] [--atoms 216 …] [--precision float32]
 
 ``--python`` names the interpreter that has a package. The first package of a case makes a model of its canonical size with
-random weights; ours imports that very file. An evaluation gives energy, forces and stress of silicon, rattled, from a
-neighbour list that is there already. Processes alternate, so that a busy machine is unfair to all alike, except with
-``--apart``; with one thread time is that of the processor. Memory is the peak over what the process held before its first
-evaluation. Adds a line per contender and size to results/race.jsonl, from which race_table.py makes a table and a picture.
+random weights; ours imports that very file, but for Orb-v3, of which each has random weights of its own. An evaluation gives
+energy, forces and stress of silicon, rattled, from a neighbour list that is there already. Processes alternate, so that a busy
+machine is unfair to all alike, except with ``--apart``; with one thread time is that of the processor. Memory is the peak over
+what the process held before its first evaluation. Adds a line per contender and size to results/race.jsonl, from which
+race_table.py makes a table and a picture.
 """
 
 from __future__ import annotations
