@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.tiny import TINY
-from triforces_deploy.config import ModelConfig, as_dict, read, read_yaml
+from triforces_deploy.config import BackboneConfig, ModelConfig, as_dict, read, read_yaml
 from triforces_deploy.errors import UserError
 
 
 def test_a_configuration_survives_being_written_down() -> None:
     assert read(ModelConfig, as_dict(TINY), "x") == TINY
+
+
+def test_what_is_written_down_is_what_a_file_gives_back() -> None:
+    """Also of options, which Python code may give as tuples; a checkpoint is compared with a recipe by this."""
+    config = ModelConfig(("Si",), backbone=BackboneConfig("mace", {"correlation": (2, (3,))}))
+    assert as_dict(config) == json.loads(json.dumps(as_dict(config)))
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class InitConfig:
     """Where weights come from, if not from chance alone; see :mod:`triforces_deploy.training.transfer`."""
 
     checkpoint: str = ""
-    """Written by `tfdeploy train` or `tfdeploy import`. None: everything starts at random."""
+    """Written by `tfdeploy train` or `tfdeploy import`. Empty: everything starts at random."""
     strategy: Literal["full", "head-only", "full-transfer", "head-transfer"] | None = None
     """None: 'full' from a checkpoint that was fitted to what this one is fitted to, 'full-transfer' from any other."""
     parts: tuple[PartName, ...] | None = None

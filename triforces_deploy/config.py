@@ -165,7 +165,9 @@ def as_dict(config: object) -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+    if isinstance(value, dict):  # options of a backbone, which no type describes
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def _convert(hint: Any, value: object, where: str) -> Any:
